@@ -1,0 +1,3 @@
+//! Page views from PostgreSQL to one sorted Parquet file a day on object storage, and fast answers from
+//! the files. Read top to bottom this is the way of a row: out of a source, sorted, written, published;
+//! then planned, scanned and asked about.
