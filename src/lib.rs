@@ -1,3 +1,9 @@
 //! Page views from PostgreSQL to one sorted Parquet file a day on object storage, and fast answers from
 //! the files. Read top to bottom this is the way of a row: out of a source, sorted, written, published;
 //! then planned, scanned and asked about.
+
+pub mod error;
+pub mod keys;
+pub mod process;
+pub mod runtime;
+pub mod schema;

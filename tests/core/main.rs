@@ -1,0 +1,4 @@
+//! Tests of the Rust core against its public items, in one binary.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod keys;
