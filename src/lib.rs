@@ -7,3 +7,5 @@ pub mod keys;
 pub mod process;
 pub mod runtime;
 pub mod schema;
+
+pub mod store;

@@ -3,3 +3,6 @@
 
 mod keys;
 mod services;
+mod store;
+mod store_local;
+mod store_s3;

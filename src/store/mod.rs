@@ -1,0 +1,339 @@
+//! The store: one object store below one location, with errors that name the key and what to do. Knows
+//! nothing of days, Parquet or page views.
+
+mod clients;
+mod credentials;
+mod error;
+mod http;
+mod local;
+mod options;
+mod remote;
+mod url;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+pub use credentials::{Credentials, Keys};
+pub use options::Environment;
+
+/// What kind of place a store is; deletion of database rows is refused for the first two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Memory,
+    Local,
+    S3,
+    GoogleCloud,
+    Azure,
+}
+
+/// A store below a location. Cloning is cheap and shares connections, and so does opening the same one
+/// again. It may be used after a fork: the child makes connections of its own.
+#[derive(Clone)]
+pub struct Store {
+    target: Arc<clients::Target>,
+    folder: Option<local::Folder>,
+    url: String,
+    counters: Option<Arc<Counters>>,
+}
+
+/// Which bytes of an object to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    All,
+    /// Not empty, and inside the object: a range beyond its end is [`Error::CorruptFile`].
+    Range(Range<u64>),
+    /// The last so many bytes, at least one (all, when the object is smaller).
+    Tail(u64),
+}
+
+/// On which version of an object a read depends.
+#[derive(Debug, Clone, Default)]
+pub enum IfVersion {
+    #[default]
+    Any,
+    /// Only this ETag: [`Got::Changed`] otherwise.
+    Is(String),
+    /// Only when it is no longer this ETag: [`Got::Same`] otherwise.
+    IsNot(String),
+}
+
+/// The answer to a read.
+#[derive(Debug, Clone)]
+pub enum Got {
+    Found(Fetched),
+    /// There is no such object (and the store said so with a 404 for the key, nothing else).
+    Absent,
+    /// The object is another version than asked for.
+    Changed,
+    /// The object is still the version known.
+    Same,
+}
+
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    pub bytes: Bytes,
+    /// Where `bytes` begin in the object.
+    pub offset: u64,
+    /// The size of the whole object.
+    pub size: u64,
+    pub etag: String,
+    /// The metadata that the object was written with; local folders keep none.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// On what a write depends.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// Only when there is no object yet.
+    Create,
+    /// Only over this ETag.
+    Replace(String),
+    Overwrite,
+}
+
+/// Counts what a store does, for one query or one export.
+#[derive(Debug, Default)]
+pub struct Counters {
+    requests: AtomicU64,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+}
+
+impl Counters {
+    /// Requests sent, retries included; one per operation where there is no network.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes_read(&self) -> u64 {
+        self.bytes_read.load(Ordering::Relaxed)
+    }
+
+    pub fn bytes_written(&self) -> u64 {
+        self.bytes_written.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, requests: u64, read: u64, written: u64) {
+        self.requests.fetch_add(requests, Ordering::Relaxed);
+        self.bytes_read.fetch_add(read, Ordering::Relaxed);
+        self.bytes_written.fetch_add(written, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.url).finish()
+    }
+}
+
+impl Store {
+    /// The store at `s3://bucket/prefix`, `file:///folder`, `memory://name`, and experimentally
+    /// `gs://bucket/prefix` or `az://container/prefix`. What the options leave open comes from the
+    /// environment. Does no I/O.
+    ///
+    /// Options of S3: `endpoint_url`, `region` (default `AWS_REGION`, `AWS_DEFAULT_REGION`, us-east-1),
+    /// `addressing_style` (auto, path, virtual), `access_key_id`, `secret_access_key`, `session_token`, `anonymous`,
+    /// `server_side_encryption` (AES256, aws:kms, aws:kms:dsse), `kms_key_id`, `bucket_key`. Of Google Cloud:
+    /// `service_account_path`, `endpoint_url`, `anonymous`. Of Azure: `account_name`, `account_key`, `sas_token`,
+    /// `endpoint_url`, `anonymous`. Of all three: `allow_http`, `connect_timeout` (seconds, default 5), `request_timeout`
+    /// (seconds for one attempt, default 30, more for long uploads), `max_retries` (default 5), `proxy_url`, `ca_bundle` (a PEM file),
+    /// `verify`. Flags are `true` or `false`.
+    ///
+    /// # Errors
+    /// [`Error::Configuration`] for a URL or an option that is not understood, without repeating secrets.
+    pub fn open(url: &str, options: &BTreeMap<String, String>) -> Result<Self> {
+        Self::open_for(url, options, None)
+    }
+
+    /// [`Self::open`] with access keys that somebody else refreshes.
+    pub fn open_for(
+        url: &str,
+        options: &BTreeMap<String, String>,
+        credentials: Option<Arc<dyn Credentials>>,
+    ) -> Result<Self> {
+        let texts = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        Self::open_with(
+            url,
+            options,
+            credentials,
+            &std::env::vars_os().filter_map(texts).collect(),
+        )
+    }
+
+    /// [`Self::open_for`] in a given environment.
+    pub fn open_with(
+        url: &str,
+        options: &BTreeMap<String, String>,
+        credentials: Option<Arc<dyn Credentials>>,
+        env: &Environment,
+    ) -> Result<Self> {
+        let location = url::Location::parse(url)?;
+        let kind = location.kind;
+        let id = id(&location, options, credentials.as_deref(), env);
+        let options = options::Options::parse(kind, &location.bucket, options, env, credentials.is_some())?;
+        let folder = (kind == Kind::Local).then(|| local::Folder::new(location.path()));
+        let url = location.url();
+        Ok(Self {
+            target: Arc::new(clients::Target {
+                location,
+                options,
+                credentials,
+                id,
+            }),
+            folder,
+            url,
+            counters: None,
+        })
+    }
+
+    /// The same store, which adds what it does to `counters`.
+    #[must_use]
+    pub fn with_counters(&self, counters: Arc<Counters>) -> Self {
+        Self {
+            counters: Some(counters),
+            ..self.clone()
+        }
+    }
+
+    pub fn kind(&self) -> Kind {
+        self.target.location.kind
+    }
+
+    /// The store's URL, without any secret.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Equal for stores that reach the same place with the same rights: the key of process-wide caches.
+    pub fn id(&self) -> &str {
+        &self.target.id
+    }
+
+    /// The URL of an object: `s3://bucket/location/key` as plain text, or `file:///folder/key`, percent-encoded.
+    pub fn url_of(&self, key: &str) -> String {
+        self.target.location.url_of(key)
+    }
+
+    /// Reads a part of an object, in one request. (Two for a tail on Azure, which has no suffix ranges, and
+    /// for a tail of an empty object.)
+    ///
+    /// # Errors
+    /// [`Error::Permission`] when the store denies it, [`Error::Configuration`] for a missing bucket, wrong credentials or a
+    /// wrong region, [`Error::CorruptFile`] for a range beyond the end, [`Error::Store`] for everything else.
+    pub async fn get(&self, key: &str, part: Part, version: IfVersion) -> Result<Got> {
+        match &part {
+            Part::Range(range) if range.start >= range.end => {
+                return Err(Error::internal(format!("an empty range of {key}")));
+            }
+            Part::Tail(0) => return Err(Error::internal(format!("an empty tail of {key}"))),
+            _ => {}
+        }
+        let Some(folder) = self.folder.clone() else {
+            return self.target.get(key, &part, &version, self.counters.as_deref()).await;
+        };
+        let key = self.target.location.full_key(key)?;
+        let got = blocking(move || folder.get(&key, &part, &version)).await?;
+        let read = if let Got::Found(found) = &got {
+            found.bytes.len() as u64
+        } else {
+            0
+        };
+        self.count(read, 0);
+        Ok(got)
+    }
+
+    /// Writes an object whole, with metadata where the store keeps any, and gives its ETag. A reader sees
+    /// the old object or the new one, never a part.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] when the condition is not met. A creation that was sent twice, because the first answer was lost,
+    /// conflicts with itself: read the object back and compare its metadata. Otherwise as [`Self::get`]; after an
+    /// [`Error::Store`] the object may or may not have been written.
+    pub async fn put(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        write: Write,
+        metadata: &[(&'static str, String)],
+    ) -> Result<String> {
+        let Some(folder) = self.folder.clone() else {
+            return self
+                .target
+                .put(key, bytes, &write, metadata, self.counters.as_deref())
+                .await;
+        };
+        let key = self.target.location.full_key(key)?;
+        let written = bytes.len() as u64;
+        let etag = blocking(move || folder.put(&key, &bytes, &write)).await?;
+        self.count(0, written);
+        Ok(etag)
+    }
+
+    /// Deletes an object; it is no error when there is none.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        let Some(folder) = self.folder.clone() else {
+            return self.target.delete(key, self.counters.as_deref()).await;
+        };
+        let key = self.target.location.full_key(key)?;
+        blocking(move || folder.delete(&key)).await?;
+        self.count(0, 0);
+        Ok(())
+    }
+
+    fn count(&self, read: u64, written: u64) {
+        if let Some(counters) = &self.counters {
+            counters.add(1, read, written);
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::internal(format!("a file operation broke off: {error}")))?
+}
+
+/// Which bytes a part is in an object of this size.
+fn span(key: &str, part: &Part, size: u64) -> Result<Range<u64>> {
+    match part {
+        Part::All => Ok(0..size),
+        Part::Range(range) if range.end > size => {
+            let Range { start, end } = range;
+            Err(Error::corrupt(
+                key,
+                format_args!("it has {size} bytes, and bytes {start} to {end} were asked for"),
+            ))
+        }
+        Part::Range(range) => Ok(range.clone()),
+        Part::Tail(length) => Ok(size.saturating_sub(*length)..size),
+    }
+}
+
+/// The URL, and a digest of everything else that decides where requests go and with which rights.
+fn id(
+    location: &url::Location,
+    options: &BTreeMap<String, String>,
+    credentials: Option<&dyn Credentials>,
+    env: &Environment,
+) -> String {
+    let mut digest = Sha256::new();
+    let mut add = |text: &str| {
+        digest.update((text.len() as u64).to_le_bytes());
+        digest.update(text.as_bytes());
+    };
+    for (name, value) in options.iter().chain(options::relevant(location.kind, env)) {
+        add(name);
+        add(value);
+    }
+    add(&credentials.map(Credentials::id).unwrap_or_default());
+    format!("{}#{:x}", location.url(), digest.finalize())
+}
