@@ -9,3 +9,5 @@ pub mod runtime;
 pub mod schema;
 
 pub mod store;
+
+pub mod source;

@@ -2,6 +2,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod keys;
+mod postgres;
+mod postgres_copy;
+mod postgres_sessions;
+mod postgres_tables;
+mod postgres_target;
 mod services;
 mod store;
 mod store_local;

@@ -1,0 +1,189 @@
+//! What the tables and columns are called, quoted as SQL identifiers, and how long the server may take.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::target::Target;
+use crate::error::{Error, Result};
+
+/// Where the page views are. [`Debug`](fmt::Debug) shows no password.
+#[derive(Clone)]
+pub struct PostgresOptions {
+    pub target: Target,
+    pub table: Table,
+    pub columns: Columns,
+    pub projects: SlugTable,
+    /// `None` when page views have no versions.
+    pub versions: Option<SlugTable>,
+    pub organizations: Organizations,
+    /// The server ends a statement that takes longer.
+    pub statement_timeout: Duration,
+    /// The server gives up waiting for a lock (somebody alters the table) after this.
+    pub lock_timeout: Duration,
+}
+
+impl PostgresOptions {
+    /// The tables of Read the Docs in the database that a connection string names.
+    pub fn new(connection: &str) -> Result<Self> {
+        Ok(Self {
+            target: connection.parse()?,
+            table: "analytics_pageview".parse()?,
+            columns: Columns::default(),
+            projects: SlugTable::named("projects_project")?,
+            versions: Some(SlugTable::named("builds_version")?),
+            organizations: Organizations::default(),
+            statement_timeout: Duration::from_secs(30 * 60),
+            lock_timeout: Duration::from_secs(30),
+        })
+    }
+}
+
+/// A column or table name, quoted when it becomes SQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identifier(String);
+
+impl Identifier {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Identifier {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        if name.is_empty() || name.contains('\0') || name.len() > 255 {
+            let shown: String = name.chars().take(60).collect();
+            return Err(Error::configuration(format!(
+                "{shown:?} cannot be the name of a table or column"
+            )));
+        }
+        Ok(Self(name.to_owned()))
+    }
+}
+
+/// The quoted form.
+impl fmt::Display for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\"", self.0.replace('"', "\"\""))
+    }
+}
+
+/// A table, in a schema or wherever the search path finds it. Parsed from one name; set `schema` for two.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    pub schema: Option<Identifier>,
+    pub name: Identifier,
+}
+
+impl FromStr for Table {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Ok(Self {
+            schema: None,
+            name: name.parse()?,
+        })
+    }
+}
+
+/// The quoted form.
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.schema {
+            Some(schema) => write!(f, "{schema}.{}", self.name),
+            None => write!(f, "{}", self.name),
+        }
+    }
+}
+
+impl Table {
+    /// The quoted form as a string literal of SQL, whatever `standard_conforming_strings` is.
+    pub(super) fn literal(&self) -> String {
+        format!("E'{}'", self.to_string().replace('\\', "\\\\").replace('\'', "''"))
+    }
+
+    /// `schema.table` as people write it.
+    pub fn shown(&self) -> String {
+        match &self.schema {
+            Some(schema) => format!("{}.{}", schema.as_str(), self.name.as_str()),
+            None => self.name.as_str().to_owned(),
+        }
+    }
+}
+
+/// The page views' columns; those that may be missing are `None`.
+#[derive(Debug, Clone)]
+pub struct Columns {
+    pub id: Identifier,
+    pub project_id: Identifier,
+    pub version_id: Option<Identifier>,
+    pub path: Identifier,
+    pub full_path: Option<Identifier>,
+    pub view_count: Identifier,
+    pub date: Identifier,
+    /// Without it every view counts as status 200.
+    pub status: Option<Identifier>,
+}
+
+impl Default for Columns {
+    fn default() -> Self {
+        let name = |text: &str| Identifier(text.to_owned());
+        Self {
+            id: name("id"),
+            project_id: name("project_id"),
+            version_id: Some(name("version_id")),
+            path: name("path"),
+            full_path: Some(name("full_path")),
+            view_count: name("view_count"),
+            date: name("date"),
+            status: Some(name("status")),
+        }
+    }
+}
+
+/// A table that has a slug for each id.
+#[derive(Debug, Clone)]
+pub struct SlugTable {
+    pub table: Table,
+    pub id: Identifier,
+    pub slug: Identifier,
+}
+
+impl SlugTable {
+    /// A table with the columns `id` and `slug`.
+    pub fn named(table: &str) -> Result<Self> {
+        Ok(Self {
+            table: table.parse()?,
+            id: "id".parse()?,
+            slug: "slug".parse()?,
+        })
+    }
+}
+
+/// Which projects belong to which organization.
+#[derive(Debug, Clone)]
+pub struct Organizations {
+    pub organizations: Table,
+    pub members: Table,
+}
+
+impl Default for Organizations {
+    fn default() -> Self {
+        let table = |name: &str| Table {
+            schema: None,
+            name: Identifier(name.to_owned()),
+        };
+        Self {
+            organizations: table("organizations_organization"),
+            members: table("organizations_organization_projects"),
+        }
+    }
+}
+
+impl fmt::Debug for PostgresOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PostgresOptions({}, {})", self.target.shown(), self.table)
+    }
+}
