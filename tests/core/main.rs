@@ -1,6 +1,7 @@
 //! Tests of the Rust core against its public items, in one binary.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+mod arrow_source;
 mod keys;
 mod postgres;
 mod postgres_copy;
