@@ -11,3 +11,7 @@ pub mod schema;
 pub mod store;
 
 pub mod source;
+
+pub mod sort;
+
+pub mod spool;

@@ -9,6 +9,8 @@ mod postgres_sessions;
 mod postgres_tables;
 mod postgres_target;
 mod services;
+mod sort;
 mod store;
 mod store_local;
 mod store_s3;
+mod support;
