@@ -15,3 +15,4 @@ pub mod source;
 pub mod sort;
 
 pub mod spool;
+pub mod writer;

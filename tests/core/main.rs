@@ -14,3 +14,4 @@ mod store;
 mod store_local;
 mod store_s3;
 mod support;
+mod writer;

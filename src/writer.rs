@@ -1,0 +1,208 @@
+//! Writes sorted rows as one Parquet file: the one place that fixes encodings, row groups and footer.
+
+use std::io::Write;
+
+use arrow::array::RecordBatch;
+use arrow::compute::sum;
+use chrono::{DateTime, SecondsFormat, Utc};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, Encoding, ZstdLevel};
+use parquet::file::metadata::{KeyValue, SortingColumn};
+use parquet::file::properties::{EnabledStatistics, WriterProperties, WriterVersion};
+use parquet::schema::types::ColumnPath;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::keys::Day;
+use crate::schema::{self, meta};
+
+/// Rows in a row group: small enough that a project's question touches little else, large enough that a
+/// busy day's footer stays small.
+pub const ROW_GROUP_ROWS: usize = 122_880;
+
+/// Rows in a data page, the smallest unit that a reader can leave out.
+pub const PAGE_ROWS: usize = 8192;
+
+/// More does little for page views: the sorted, delta-encoded bytes are nearly as small at 1.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Bytes of a column's smallest and greatest value that the footer keeps.
+const STATISTICS_BYTES: usize = 64;
+
+/// What the file says about itself.
+#[derive(Debug, Clone)]
+pub struct FileFacts {
+    pub day: Day,
+    pub source: String,
+    pub run_id: String,
+    pub snapshot_time: DateTime<Utc>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    pub rows: u64,
+    pub views: i64,
+    pub bytes: u64,
+    /// Of the whole file, in lowercase hexadecimal digits.
+    pub sha256: String,
+}
+
+fn properties(row_group_rows: usize) -> Result<WriterProperties> {
+    let zstd = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|error| Error::internal(error.to_string()))?;
+    let leaf = |name: &str| {
+        schema::pageviews()
+            .index_of(name)
+            .map_err(|error| Error::internal(error.to_string()))
+    };
+    let order = schema::SORT_ORDER
+        .iter()
+        .map(|name| {
+            Ok(SortingColumn {
+                column_idx: leaf(name)? as i32,
+                descending: false,
+                nulls_first: true,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut builder = WriterProperties::builder()
+        .set_writer_version(WriterVersion::PARQUET_1_0)
+        .set_created_by(format!("parquet-analytics {}", env!("CARGO_PKG_VERSION")))
+        .set_compression(Compression::ZSTD(zstd))
+        .set_max_row_group_row_count(Some(row_group_rows))
+        .set_data_page_row_count_limit(PAGE_ROWS)
+        .set_write_batch_size(PAGE_ROWS)
+        .set_sorting_columns(Some(order))
+        .set_statistics_enabled(EnabledStatistics::Chunk)
+        .set_statistics_truncate_length(Some(STATISTICS_BYTES))
+        .set_column_index_truncate_length(Some(STATISTICS_BYTES));
+    // Page statistics only where readers leave out pages by them; on all columns they would double the footer.
+    for name in [schema::PROJECT_SLUG, schema::PROJECT_ID, schema::STATUS] {
+        builder = builder.set_column_statistics_enabled(ColumnPath::from(name), EnabledStatistics::Page);
+    }
+    // Sorted paths share their beginnings; ids within a project have no order but lie close together.
+    for (name, encoding) in [
+        (schema::PATH, Encoding::DELTA_BYTE_ARRAY),
+        (schema::FULL_PATH, Encoding::DELTA_BYTE_ARRAY),
+        (schema::ID, Encoding::DELTA_BINARY_PACKED),
+    ] {
+        let column = ColumnPath::from(name);
+        builder = builder
+            .set_column_dictionary_enabled(column.clone(), false)
+            .set_column_encoding(column, encoding);
+    }
+    Ok(builder.build())
+}
+
+/// Writes batches of [`schema::pageviews`], already in order, to `sink`.
+pub struct DayWriter<W: Write + Send> {
+    parquet: ArrowWriter<Hashed<W>>,
+    rows: u64,
+    views: i64,
+}
+
+impl<W: Write + Send> DayWriter<W> {
+    pub fn new(sink: W, facts: &FileFacts, row_group_rows: usize) -> Result<Self> {
+        let options = ArrowWriterOptions::new().with_properties(properties(row_group_rows)?);
+        let mut parquet =
+            ArrowWriter::try_new_with_options(Hashed::new(sink), schema::pageviews(), options).map_err(failed)?;
+        for (key, value) in [
+            (meta::FORMAT, schema::FORMAT.to_string()),
+            (meta::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
+            (meta::DAY, facts.day.to_string()),
+            (meta::SOURCE, facts.source.clone()),
+            (meta::RUN_ID, facts.run_id.clone()),
+            (
+                meta::SNAPSHOT_TIME,
+                facts.snapshot_time.to_rfc3339_opts(SecondsFormat::Micros, true),
+            ),
+        ] {
+            parquet.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+        }
+        Ok(Self {
+            parquet,
+            rows: 0,
+            views: 0,
+        })
+    }
+
+    pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
+        use arrow::array::AsArray;
+        use arrow::datatypes::{Int32Type, Int64Type};
+
+        let views = batch
+            .column_by_name(schema::VIEW_COUNT)
+            .and_then(|column| column.as_primitive_opt::<Int32Type>())
+            .ok_or_else(|| Error::internal("a batch without view_count reached the writer"))?;
+        // An int32 sum wraps; widened it cannot within a batch.
+        let views = views.unary::<_, Int64Type>(i64::from);
+        self.views = self
+            .views
+            .checked_add(sum(&views).unwrap_or(0))
+            .ok_or_else(|| Error::invalid("the sum of the day's views does not fit 64 bits"))?;
+        self.rows += batch.num_rows() as u64;
+        self.parquet.write(batch).map_err(failed)
+    }
+
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Writes the footer and gives the sink back.
+    pub fn finish(mut self) -> Result<(W, Written)> {
+        self.parquet
+            .append_key_value_metadata(KeyValue::new(meta::ROWS.to_owned(), self.rows.to_string()));
+        self.parquet
+            .append_key_value_metadata(KeyValue::new(meta::VIEWS.to_owned(), self.views.to_string()));
+        let hashed = self.parquet.into_inner().map_err(failed)?;
+        let written = Written {
+            rows: self.rows,
+            views: self.views,
+            bytes: hashed.bytes,
+            sha256: hashed
+                .hash
+                .finalize()
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect(),
+        };
+        Ok((hashed.sink, written))
+    }
+}
+
+fn failed(error: parquet::errors::ParquetError) -> Error {
+    Error::Io {
+        message: format!("the Parquet file could not be written: {error}; is there room in the temporary folder?"),
+    }
+}
+
+/// Counts and hashes what passes through.
+struct Hashed<W> {
+    sink: W,
+    hash: Sha256,
+    bytes: u64,
+}
+
+impl<W> Hashed<W> {
+    fn new(sink: W) -> Self {
+        Self {
+            sink,
+            hash: Sha256::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let taken = self.sink.write(bytes)?;
+        self.hash.update(&bytes[..taken]);
+        self.bytes += taken as u64;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.sink.flush()
+    }
+}
