@@ -16,3 +16,5 @@ pub mod sort;
 
 pub mod spool;
 pub mod writer;
+
+pub mod engine;

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod arrow_source;
+mod engine;
+mod engine_sandbox;
 mod keys;
 mod postgres;
 mod postgres_copy;
