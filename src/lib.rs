@@ -17,4 +17,9 @@ pub mod sort;
 pub mod spool;
 pub mod writer;
 
+pub mod cache;
+pub mod footer;
+pub mod plan;
+pub mod scan;
+
 pub mod engine;

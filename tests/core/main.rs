@@ -2,14 +2,18 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 mod arrow_source;
+mod cache;
 mod engine;
 mod engine_sandbox;
+mod files;
 mod keys;
+mod plan;
 mod postgres;
 mod postgres_copy;
 mod postgres_sessions;
 mod postgres_tables;
 mod postgres_target;
+mod scan;
 mod services;
 mod sort;
 mod store;

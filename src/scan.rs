@@ -1,0 +1,341 @@
+//! Reads the rows of many days that pass a filter. All footers are asked for at once, then all byte ranges
+//! that can matter, on condition of the footers' versions; rows are decoded from memory and filtered
+//! exactly. Small questions take one round trip for footers and one for data; large ones are fetched
+//! ahead within a budget of bytes, so that memory does not grow with the answer.
+//!
+//! Which ranges matter is decided in [`crate::plan`], what is remembered in [`crate::cache`].
+
+mod decode;
+mod fetch;
+mod stats;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow::datatypes::SchemaRef;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::sync::Semaphore;
+
+use crate::cache::{self, Freshness, How, Known};
+use crate::engine::{Batches, Relation, Unit};
+use crate::error::{Error, Result};
+use crate::keys::{Day, Prefix, Scope};
+use crate::plan::{self, Filter};
+use crate::runtime::{self, Cancel};
+use crate::schema;
+use crate::store::Store;
+
+use fetch::{Object, Part, Version};
+use stats::Counters;
+pub use stats::{DayPlan, State, Stats};
+
+/// How a scan reads; the defaults suit object storage.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub freshness: Freshness,
+    /// Ranges at most so many bytes apart become one request.
+    pub gap: u64,
+    /// Requests above so many bytes are split.
+    pub request_bytes: u64,
+    /// Bytes that are fetched ahead of their use.
+    pub ahead_bytes: u64,
+    /// Requests under way at once.
+    pub concurrency: usize,
+    /// Most rows of a batch.
+    pub batch_rows: usize,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            freshness: Freshness::default(),
+            gap: 1 << 20,
+            request_bytes: 16 << 20,
+            ahead_bytes: 256 << 20,
+            concurrency: 64,
+            batch_rows: 8192,
+        }
+    }
+}
+
+/// What all parts of a scan share.
+struct Context {
+    store: Store,
+    filter: Filter,
+    options: Options,
+    cancel: Cancel,
+    today: Day,
+    requests: Semaphore,
+    counters: Counters,
+}
+
+/// The rows of some days that pass a filter, read when asked for. All readings of one scan see the same
+/// version of every file.
+pub struct Scan {
+    context: Arc<Context>,
+    /// The newest first.
+    files: Vec<(Day, String)>,
+    objects: Mutex<Option<Vec<Arc<Object>>>>,
+}
+
+impl Scan {
+    /// Does no I/O. `days` may come in any order; a day counts once.
+    pub fn new(
+        store: Store,
+        prefix: &Prefix,
+        days: impl IntoIterator<Item = Day>,
+        filter: Filter,
+        options: Options,
+        cancel: Cancel,
+    ) -> Self {
+        let mut days: Vec<Day> = days.into_iter().collect();
+        days.sort_unstable_by(|a, b| b.cmp(a));
+        days.dedup();
+        let files = days
+            .into_iter()
+            .map(|day| (day, prefix.key(&Scope::Day, day)))
+            .collect();
+        let requests = Semaphore::new(options.concurrency.max(1));
+        let (today, counters) = (Day::today(), Counters::default());
+        let filter = filter.sorted();
+        let context = Arc::new(Context {
+            store,
+            filter,
+            options,
+            cancel,
+            today,
+            requests,
+            counters,
+        });
+        Self {
+            context,
+            files,
+            objects: Mutex::default(),
+        }
+    }
+
+    /// Finds out which days have a file, and what can matter in it. Reading does it by itself.
+    pub fn prepare(&self) -> Result<()> {
+        self.objects().map(drop)
+    }
+
+    /// The days that have a file, the newest first.
+    pub fn covered(&self) -> Result<Vec<Day>> {
+        Ok(self
+            .objects()?
+            .iter()
+            .filter(|object| object.version().footer.is_some())
+            .map(|object| object.day)
+            .collect())
+    }
+
+    pub fn stats(&self) -> Stats {
+        let objects = self
+            .objects
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .unwrap_or_default();
+        let versions: Vec<_> = objects.iter().map(|object| object.version()).collect();
+        let footers = versions.iter().filter_map(|version| version.footer.as_ref());
+        let present = footers.clone().count() as u64;
+        Stats {
+            objects: self.files.len() as u64,
+            present,
+            absent: versions.len() as u64 - present,
+            row_groups: footers.map(|footer| footer.metadata().num_row_groups() as u64).sum(),
+            ..self.context.counters.read()
+        }
+    }
+
+    /// What reading these columns (indexes into [`schema::pageviews`]) would fetch, day by day, the newest
+    /// first. Reads footers, but no data.
+    pub fn explain(&self, projection: &[usize]) -> Result<Vec<DayPlan>> {
+        let columns = self.needed(projection)?;
+        let options = &self.context.options;
+        let describe = |object: &Arc<Object>| {
+            let version = object.version();
+            let ranges = version.ranges(&version.groups, &columns);
+            let requests = if version.in_tail(&ranges) {
+                Vec::new()
+            } else {
+                plan::coalesce(ranges, options.gap, options.request_bytes)
+            };
+            let footer = version.footer.as_ref();
+            DayPlan {
+                day: object.day,
+                key: object.key.clone(),
+                state: match (footer, version.how) {
+                    (None, _) => State::Absent,
+                    (Some(_), How::Cached) => State::Cached,
+                    (Some(_), How::Confirmed) => State::Confirmed,
+                    (Some(_), How::Read) => State::Read,
+                },
+                size: footer.map_or(0, |footer| footer.size),
+                rows: footer.map_or(0, |footer| footer.rows()),
+                row_groups: footer.map_or(0, |footer| footer.metadata().num_row_groups()),
+                row_groups_selected: version.groups.len(),
+                rows_selected: version.groups.iter().map(plan::GroupPlan::selected).sum(),
+                requests: requests.len(),
+                bytes: requests.iter().map(|range| range.end - range.start).sum(),
+            }
+        };
+        Ok(self.objects()?.iter().map(describe).collect())
+    }
+
+    /// Batches of these columns in order: the newest day first, and within a day as the file is sorted
+    /// (status, path, version, id for one project).
+    pub fn batches(&self, projection: &[usize]) -> Result<Batches> {
+        let units = self.open(projection)?;
+        let mut failed = false;
+        let mut units = units.into_iter();
+        let mut current: Option<Batches> = None;
+        Ok(Box::new(std::iter::from_fn(move || {
+            while !failed {
+                let batch = match &mut current {
+                    Some(batches) => match batches.next() {
+                        None => {
+                            current = None;
+                            continue;
+                        }
+                        Some(batch) => batch,
+                    },
+                    None => match units.next()?() {
+                        Ok(batches) => {
+                            current = Some(batches);
+                            continue;
+                        }
+                        Err(error) => Err(error),
+                    },
+                };
+                failed = batch.is_err();
+                return Some(batch);
+            }
+            None
+        })))
+    }
+
+    /// The columns to fetch for a projection: its own and those that the filter looks at.
+    fn needed(&self, projection: &[usize]) -> Result<Vec<usize>> {
+        let width = schema::pageviews().fields().len();
+        if let Some(column) = projection.iter().find(|column| **column >= width) {
+            return Err(Error::internal(format!("column {column} of {width} was asked for")));
+        }
+        let mut columns = self.context.filter.columns();
+        columns.extend_from_slice(projection);
+        columns.sort_unstable();
+        columns.dedup();
+        Ok(columns)
+    }
+
+    /// Footers of all days, asked for in one wave, the first time that they are needed.
+    fn objects(&self) -> Result<Vec<Arc<Object>>> {
+        let mut slot = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(objects) = &*slot {
+            return Ok(objects.clone());
+        }
+        let context = &self.context;
+        let age = |day| context.options.freshness.of(day, context.today);
+        let unknown = self
+            .files
+            .iter()
+            .filter(|(day, key)| cache::peek(&context.store, key, age(*day)).is_none())
+            .count();
+        let guess = cache::tail_guess(&context.store, unknown);
+        let loads = self.files.iter().map(|(day, key)| {
+            let (context, day, key) = (Arc::clone(context), *day, key.clone());
+            async move {
+                if let Some(known) = cache::peek(&context.store, &key, context.options.freshness.of(day, context.today))
+                {
+                    let version = Version::new(&context, 0, known, How::Cached, None);
+                    return Ok(Arc::new(Object::new(day, key, version)));
+                }
+                // A task of its own, so that footers are parsed on all threads of the runtime.
+                let task = async move {
+                    let version = fetch::load(&context, day, &key, guess, 0).await?;
+                    Ok(Arc::new(Object::new(day, key, version)))
+                };
+                fetch::spawn(task)?.await
+            }
+        });
+        let all = stream::iter(loads)
+            .buffered(context.options.concurrency.max(1))
+            .try_collect();
+        let objects: Vec<Arc<Object>> = runtime::block_on(&context.cancel, all)?;
+        *slot = Some(objects.clone());
+        Ok(objects)
+    }
+}
+
+impl Relation for Scan {
+    fn schema(&self) -> SchemaRef {
+        schema::pageviews()
+    }
+
+    fn open(&self, projection: &[usize]) -> Result<Vec<Unit>> {
+        let needed: Arc<[usize]> = self.needed(projection)?.into();
+        let projection: Arc<[usize]> = projection.into();
+        let output = decode::Output::new(&projection, &needed)?;
+        let mut parts = Vec::new();
+        let mut units: Vec<Unit> = Vec::new();
+        for object in self.objects()? {
+            let version = object.version();
+            let total = version.groups.len();
+            let bytes = |group: &plan::GroupPlan| {
+                version
+                    .ranges(std::slice::from_ref(group), &needed)
+                    .iter()
+                    .map(|range| range.end - range.start)
+                    .sum::<u64>()
+            };
+            let mut first = 0;
+            while first < total {
+                // Row groups that are fetched together: neighbours share requests.
+                let mut size = bytes(&version.groups[first]);
+                let mut end = first + 1;
+                while let Some(group) = version.groups.get(end) {
+                    let more = bytes(group);
+                    if size + more > self.context.options.request_bytes {
+                        break;
+                    }
+                    (size, end) = (size + more, end + 1);
+                }
+                let part = Part::new(&self.context, &object, first..end, total, Arc::clone(&needed), size);
+                parts.push(Arc::downgrade(&part));
+                for unit in first..end {
+                    let (part, output) = (Arc::clone(&part), output.clone());
+                    units.push(Box::new(move || decode::unit(&part, unit, output)));
+                }
+                first = end;
+            }
+        }
+        fetch::ahead(&self.context, parts)?;
+        Ok(units)
+    }
+}
+
+impl Context {
+    fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64, more: u64) {
+        counter(&self.counters).fetch_add(more, Ordering::Relaxed);
+    }
+}
+
+impl Version {
+    fn new(context: &Context, generation: u32, known: Known, how: How, tail: Option<(u64, bytes::Bytes)>) -> Self {
+        let footer = match known {
+            Known::Present(footer) => Some(footer),
+            Known::Absent => None,
+        };
+        let groups = footer
+            .as_ref()
+            .map(|footer| plan::select(footer, &context.filter))
+            .unwrap_or_default();
+        Self {
+            generation,
+            footer,
+            groups,
+            how,
+            tail,
+        }
+    }
+}

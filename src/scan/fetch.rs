@@ -1,0 +1,371 @@
+//! Gets the bytes of row groups into memory: ahead of their use within a budget, each part in one wave of
+//! requests that hold only for the version of the footer. When the object was replaced meanwhile and none
+//! of its rows was handed out yet, it is planned anew; otherwise the scan fails rather than mix versions.
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, try_join_all};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
+
+use super::Context;
+use super::decode::Sparse;
+use crate::cache::{self, How};
+use crate::error::{Error, Result};
+use crate::footer::Footer;
+use crate::keys::Day;
+use crate::plan::{self, GroupPlan};
+use crate::runtime;
+use crate::store::{Got, IfVersion, Part as Bytewise};
+
+/// How often an object that is replaced again and again is planned anew.
+const REPLANS: u32 = 4;
+
+/// One version of a day's file, or its absence, and what of it can matter.
+pub(super) struct Version {
+    /// Counts how often the object was found replaced.
+    pub generation: u32,
+    pub footer: Option<Arc<Footer>>,
+    pub groups: Vec<GroupPlan>,
+    pub how: How,
+    /// The end of the object, when it has just been read: small files are in it whole.
+    pub tail: Option<(u64, Bytes)>,
+}
+
+impl Version {
+    pub fn ranges(&self, groups: &[GroupPlan], columns: &[usize]) -> Vec<Range<u64>> {
+        let Some(footer) = &self.footer else { return Vec::new() };
+        groups
+            .iter()
+            .flat_map(|group| plan::ranges(footer, group, columns))
+            .collect()
+    }
+
+    pub fn in_tail(&self, ranges: &[Range<u64>]) -> bool {
+        self.tail
+            .as_ref()
+            .is_some_and(|(offset, _)| ranges.iter().all(|range| range.start >= *offset))
+    }
+
+    /// The row groups of unit number `unit` of `units`, which were counted for another version perhaps.
+    pub fn share(&self, unit: usize, units: usize) -> &[GroupPlan] {
+        let total = self.groups.len();
+        self.groups
+            .get(unit * total / units..(unit + 1) * total / units)
+            .unwrap_or_default()
+    }
+}
+
+/// A day's object as one scan sees it.
+pub(super) struct Object {
+    pub day: Day,
+    pub key: String,
+    state: Mutex<Seen>,
+    /// Held while the object is planned anew, which one task does for all.
+    turn: tokio::sync::Mutex<()>,
+}
+
+struct Seen {
+    version: Arc<Version>,
+    /// Rows of this version were handed out: no other version may follow.
+    delivered: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Object {
+    pub fn new(day: Day, key: String, version: Version) -> Self {
+        let state = Mutex::new(Seen {
+            version: Arc::new(version),
+            delivered: false,
+        });
+        Self {
+            day,
+            key,
+            state,
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub fn version(&self) -> Arc<Version> {
+        Arc::clone(&lock(&self.state).version)
+    }
+
+    /// Commits the scan to the version of the data that is about to be handed out; `false` when it has
+    /// been replaced since the data was read.
+    fn deliver(&self, generation: u32) -> bool {
+        let mut seen = lock(&self.state);
+        let current = seen.version.generation == generation;
+        seen.delivered |= current;
+        current
+    }
+
+    /// Plans the object anew after version `generation` was found replaced.
+    async fn replan(&self, context: &Arc<Context>, generation: u32) -> Result<()> {
+        let _turn = self.turn.lock().await;
+        let stale = |seen: &Seen| -> Result<bool> {
+            if seen.version.generation != generation {
+                return Ok(false);
+            }
+            if seen.delivered || generation >= REPLANS {
+                Err(cache::changing(&self.key))
+            } else {
+                Ok(true)
+            }
+        };
+        cache::forget(&context.store, &self.key);
+        if !stale(&lock(&self.state))? {
+            return Ok(());
+        }
+        let guess = cache::tail_guess(&context.store, 1);
+        let version = load(context, self.day, &self.key, guess, generation + 1).await?;
+        let mut seen = lock(&self.state);
+        if stale(&seen)? {
+            seen.version = Arc::new(version);
+        }
+        Ok(())
+    }
+}
+
+/// Finds out about a day's object through the cache, and plans it.
+pub(super) async fn load(context: &Arc<Context>, day: Day, key: &str, guess: u64, generation: u32) -> Result<Version> {
+    let _turn = permit(context).await?;
+    let max_age = context.options.freshness.of(day, context.today);
+    let loaded = cache::load(&context.store, key, max_age, guess)
+        .await
+        .map_err(|error| error.on_day(day))?;
+    context.count(|counters| &counters.footer_requests, loaded.requests.into());
+    context.count(|counters| &counters.bytes, loaded.bytes);
+    context
+        .counters
+        .footer_waves
+        .fetch_max(u64::from(loaded.requests), Ordering::Relaxed);
+    Ok(Version::new(context, generation, loaded.known, loaded.how, loaded.tail))
+}
+
+async fn permit(context: &Context) -> Result<tokio::sync::SemaphorePermit<'_>> {
+    context
+        .requests
+        .acquire()
+        .await
+        .map_err(|_| Error::internal("the limit of requests is closed"))
+}
+
+/// Runs a future on the runtime; what comes back waits for it.
+pub(super) fn spawn<T: Send + 'static>(
+    future: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<BoxFuture<'static, Result<T>>> {
+    let task = runtime::handle()?.spawn(future);
+    Ok(joined(task).boxed())
+}
+
+async fn joined<T>(task: tokio::task::JoinHandle<Result<T>>) -> Result<T> {
+    match task.await {
+        Ok(result) => result,
+        Err(error) if error.is_cancelled() => Err(Error::Interrupted),
+        Err(_) => Err(Error::internal("a task that reads has panicked")),
+    }
+}
+
+/// The bytes of a part, all of one version.
+pub(super) struct Data {
+    pub version: Arc<Version>,
+    pub bytes: Sparse,
+    _budget: Option<OwnedSemaphorePermit>,
+}
+
+type Pending = Shared<BoxFuture<'static, Result<Arc<Data>>>>;
+
+/// Neighbouring units of an object whose bytes are fetched together and kept until the last is decoded.
+pub(super) struct Part {
+    pub context: Arc<Context>,
+    pub object: Arc<Object>,
+    units: Range<usize>,
+    /// Units of the whole object.
+    pub total: usize,
+    pub columns: Arc<[usize]>,
+    size: u64,
+    slot: Mutex<Option<(Pending, AbortHandle)>>,
+}
+
+impl Part {
+    pub fn new(
+        context: &Arc<Context>,
+        object: &Arc<Object>,
+        units: Range<usize>,
+        total: usize,
+        columns: Arc<[usize]>,
+        size: u64,
+    ) -> Arc<Self> {
+        let (context, object, slot) = (Arc::clone(context), Arc::clone(object), Mutex::default());
+        Arc::new(Self {
+            context,
+            object,
+            units,
+            total,
+            columns,
+            size,
+            slot,
+        })
+    }
+
+    /// Begins to fetch unless that was begun before.
+    fn start(
+        &self,
+        slot: &mut Option<(Pending, AbortHandle)>,
+        budget: Option<OwnedSemaphorePermit>,
+    ) -> Result<Pending> {
+        if let Some((pending, _)) = slot {
+            return Ok(pending.clone());
+        }
+        let (context, object, columns) = (
+            Arc::clone(&self.context),
+            Arc::clone(&self.object),
+            Arc::clone(&self.columns),
+        );
+        let (units, total) = (self.units.clone(), self.total);
+        let task = runtime::handle()?.spawn(async move {
+            let fetched = fetch(&context, &object, units, total, &columns).await;
+            let (version, bytes) = fetched.map_err(|error| error.on_day(object.day))?;
+            Ok(Arc::new(Data {
+                version,
+                bytes,
+                _budget: budget,
+            }))
+        });
+        let abort = task.abort_handle();
+        let pending = joined(task).boxed().shared();
+        *slot = Some((pending.clone(), abort));
+        Ok(pending)
+    }
+
+    /// The data, fetched now if it was not yet; never called from async code. The scan is bound to the
+    /// version that this returns.
+    pub fn wait(&self) -> Result<Arc<Data>> {
+        loop {
+            let pending = self.start(&mut lock(&self.slot), None)?;
+            let data = runtime::block_on(&self.context.cancel, pending.clone())?;
+            if self.object.deliver(data.version.generation) {
+                return Ok(data);
+            }
+            // Another part of the object found it replaced. All that wait here begin anew, together.
+            let mut slot = lock(&self.slot);
+            if slot.as_ref().is_some_and(|(current, _)| current.ptr_eq(&pending)) {
+                *slot = None;
+            }
+        }
+    }
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some((_, abort)) = &*lock(&self.slot) {
+            abort.abort();
+        }
+    }
+}
+
+/// Fetches parts in their order as long as there is room for them. Parts that nobody wants any more are
+/// skipped; a part that is wanted before its turn is fetched at once, so that no reader ever waits for
+/// another one to free memory.
+pub(super) fn ahead(context: &Arc<Context>, parts: Vec<Weak<Part>>) -> Result<()> {
+    const UNIT: u64 = 1024;
+    let most = u32::try_from(context.options.ahead_bytes.div_ceil(UNIT))
+        .unwrap_or(u32::MAX)
+        .max(1);
+    let budget = Arc::new(Semaphore::new(most as usize));
+    let cancel = context.cancel.clone();
+    let run = async move {
+        for part in parts {
+            let Some(size) = part.upgrade().map(|part| part.size) else {
+                continue;
+            };
+            let size = u32::try_from(size.div_ceil(UNIT)).unwrap_or(u32::MAX).clamp(1, most);
+            let Ok(permit) = Arc::clone(&budget).acquire_many_owned(size).await else {
+                return;
+            };
+            if let Some(part) = part.upgrade() {
+                // An error is met again by whoever waits for the part.
+                let _ = part.start(&mut lock(&part.slot), Some(permit));
+            }
+        }
+    };
+    runtime::handle()?.spawn(async move {
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = run => {}
+        }
+    });
+    Ok(())
+}
+
+async fn fetch(
+    context: &Arc<Context>,
+    object: &Object,
+    units: Range<usize>,
+    total: usize,
+    columns: &[usize],
+) -> Result<(Arc<Version>, Sparse)> {
+    for attempt in 1.. {
+        let version = object.version();
+        let Some(footer) = &version.footer else {
+            return Ok((version, Sparse::default()));
+        };
+        let ranges = units
+            .clone()
+            .flat_map(|unit| version.ranges(version.share(unit, total), columns))
+            .collect::<Vec<_>>();
+        if let Some((offset, bytes)) = version.tail.as_ref().filter(|_| version.in_tail(&ranges)) {
+            let bytes = Sparse::new(footer.size, vec![(*offset, bytes.clone())]);
+            return Ok((version, bytes));
+        }
+        let requests = plan::coalesce(ranges, context.options.gap, context.options.request_bytes);
+        if !requests.is_empty() {
+            context.counters.data_waves.fetch_max(attempt, Ordering::Relaxed);
+        }
+        let chunks = try_join_all(
+            requests
+                .into_iter()
+                .map(|range| get(context, &object.key, &footer.etag, range)),
+        )
+        .await?;
+        if let Some(chunks) = chunks.into_iter().collect::<Option<Vec<_>>>() {
+            let bytes = Sparse::new(footer.size, chunks);
+            return Ok((version, bytes));
+        }
+        object.replan(context, version.generation).await?;
+    }
+    Err(cache::changing(&object.key))
+}
+
+/// Bytes of a version of an object; `None` when there is another one, or none.
+async fn get(context: &Context, key: &str, etag: &str, range: Range<u64>) -> Result<Option<(u64, Bytes)>> {
+    let _turn = permit(context).await?;
+    context.count(|counters| &counters.data_requests, 1);
+    match context
+        .store
+        .get(key, Bytewise::Range(range.clone()), IfVersion::Is(etag.to_owned()))
+        .await?
+    {
+        Got::Found(found) => {
+            context.count(|counters| &counters.bytes, found.bytes.len() as u64);
+            if found.offset != range.start || found.bytes.len() as u64 != range.end - range.start {
+                let message = format!("{key}: the store returned other bytes than asked for; ask again");
+                return Err(Error::Store {
+                    key: Some(key.to_owned()),
+                    message,
+                    retryable: true,
+                });
+            }
+            Ok(Some((found.offset, found.bytes)))
+        }
+        Got::Absent | Got::Changed | Got::Same => Ok(None),
+    }
+}
