@@ -23,3 +23,4 @@ pub mod plan;
 pub mod scan;
 
 pub mod engine;
+pub mod query;
