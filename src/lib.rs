@@ -17,6 +17,11 @@ pub mod sort;
 pub mod spool;
 pub mod writer;
 
+pub mod copies;
+pub mod publish;
+
+pub mod export;
+
 pub mod cache;
 pub mod footer;
 pub mod plan;
