@@ -29,3 +29,5 @@ pub mod scan;
 
 pub mod engine;
 pub mod query;
+
+pub mod sample;

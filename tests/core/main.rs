@@ -13,6 +13,7 @@ mod postgres_copy;
 mod postgres_sessions;
 mod postgres_tables;
 mod postgres_target;
+mod sample;
 mod scan;
 mod services;
 mod sort;
