@@ -31,3 +31,6 @@ pub mod engine;
 pub mod query;
 
 pub mod sample;
+
+#[cfg(feature = "python")]
+mod python;

@@ -1,0 +1,135 @@
+"""The compiled core. Its functions take checked values; use the classes of `parquet_analytics` instead."""
+
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, final
+
+__all__ = [
+    "Pageviews",
+    "PostgresSource",
+    "Querier",
+    "Sample",
+    "Store",
+    "__version__",
+    "check_day",
+    "check_prefix",
+    "check_slug",
+    "export_day",
+    "parquet_path",
+    "plan_export",
+]
+
+__version__: str
+
+class _ArrowStream(Protocol):
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
+
+class _ArrowArray(Protocol):
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]: ...
+
+class _ArrowSchema(Protocol):
+    def __arrow_c_schema__(self) -> object: ...
+
+_Answer = tuple[_ArrowStream, dict[str, int]]
+_Project = tuple[str | None, int | None]
+_Days = tuple[str, str]
+
+def check_day(text: str) -> str: ...
+def check_slug(text: str) -> None: ...
+def check_prefix(text: str) -> str: ...
+def parquet_path(prefix: str, day: str, organization: str | None, project: str | None) -> str: ...
+def plan_export(
+    store: Store, source: PostgresSource | Callable[[datetime.date], Any], prefix: str, day: str, allow_open_day: bool
+) -> dict[str, Any]: ...
+def export_day(
+    store: Store,
+    source: PostgresSource | Callable[[datetime.date], Any],
+    prefix: str,
+    day: str,
+    *,
+    per_project: bool,
+    organizations: Mapping[str, Sequence[str]] | None,
+    replace: bool,
+    discard_stored: bool,
+    allow_empty: bool,
+    allow_open_day: bool,
+    progress: Callable[[int, int | None], object] | None,
+    sort_memory: int,
+    temp_dir: str | None,
+    row_group_rows: int,
+) -> dict[str, Any]: ...
+
+@final
+class Store:
+    def __new__(cls, url: str, options: Mapping[str, str], credentials: object | None = None) -> Store: ...
+    @property
+    def url(self) -> str: ...
+
+@final
+class PostgresSource:
+    def __new__(
+        cls,
+        url: str,
+        *,
+        schema: str | None = None,
+        table: str | None = None,
+        projects_table: str | None = None,
+        versions_table: str | None = ...,
+        columns: Mapping[str, str | None] = ...,
+        statement_timeout: float = 1800.0,
+        lock_timeout: float = 30.0,
+    ) -> PostgresSource: ...
+    def organizations(self) -> dict[str, list[str]]: ...
+
+@final
+class Sample:
+    def __new__(cls, rows_per_day: int, projects: int, seed: int, growth: float, weekly_rhythm: bool) -> Sample: ...
+    def rows(self, day: str) -> int: ...
+    def day(self, day: str) -> _ArrowStream: ...
+    def projects(self) -> _ArrowArray: ...
+    def versions(self) -> _ArrowArray: ...
+    def organizations(self) -> _ArrowArray: ...
+    def special(self) -> list[str]: ...
+    def load_postgres(self, url: str, since: str, until: str, schema: str | None, create_tables: bool) -> int: ...
+
+@final
+class Querier:
+    def __new__(
+        cls,
+        store: Store,
+        prefix: str,
+        *,
+        timeout: float | None,
+        memory_limit: int,
+        threads: int | None,
+        max_age: float | None,
+    ) -> Querier: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def prefix(self) -> str: ...
+    def url_of(self, key: str) -> str: ...
+    def top_pages(
+        self, project: _Project, days: _Days, page: tuple[int, int], status: int | None, per_version: bool
+    ) -> _Answer: ...
+    def daily_totals(self, project: _Project, days: _Days, status: int | None, fill: bool) -> _Answer: ...
+    def sql(
+        self,
+        query: str,
+        params: Sequence[Any] | Mapping[str, Any],
+        days: _Days,
+        projects: Sequence[str] | None,
+        project_id: int | None,
+    ) -> _Answer: ...
+    def pageviews(
+        self, project: _Project, days: _Days, status: int | None, columns: Sequence[str] | None
+    ) -> Pageviews: ...
+    def explain(
+        self, project: _Project, days: _Days, status: int | None, columns: Sequence[str]
+    ) -> list[dict[str, Any]]: ...
+
+@final
+class Pageviews:
+    def schema(self) -> _ArrowSchema: ...
+    def next_batch(self) -> _ArrowArray | None: ...
+    def read_all(self) -> _Answer: ...

@@ -1,0 +1,1 @@
+"""Page views that live in a Django model."""

@@ -1,0 +1,260 @@
+"""Questions that a dashboard or a notebook asks, answered from the files in the store."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from parquet_analytics import _native
+from parquet_analytics._arguments import Date, count, open_store, project, projects, span, status_code
+from parquet_analytics.exceptions import InvalidInput
+
+__all__ = ["ParquetAnalyticsQuerier"]
+
+
+class ParquetAnalyticsQuerier:
+    """Answers questions about page views from the files in a store.
+
+    ``storage``, ``storage_options`` and ``prefix`` are those of :class:`ParquetAnalyticsExporter`. Constructing does no
+    I/O, and footers, connections and DuckDB belong to the process, so make one wherever you need one. An object may be
+    shared by threads; only ``stats`` then tells about whichever question ended last.
+
+    ``timeout`` (seconds) bounds the time DuckDB works on a question, ``memory_limit`` (bytes) its memory, ``threads``
+    its threads (by default one for each core, 4 at most). What is remembered of a file is at most 60 seconds old for
+    days of the last week, 600 for older ones; ``max_age`` (seconds) sets both.
+
+    Everywhere ``since`` (default: 30 days ago) and ``until`` (default: today) are UTC days and included, and a
+    project is named by slug, by ``project_id`` or, since slugs can pass to another owner, by both. Days without a file
+    are simply absent: no error. Errors: :class:`InvalidInput`, :class:`StoreError` (:class:`PermissionDenied`,
+    :class:`CorruptFile`), :class:`QueryError`.
+    """
+
+    def __init__(
+        self,
+        storage: Any = None,
+        *,
+        prefix: str = "analytics/pageviews",
+        storage_options: Mapping[str, str] | None = None,
+        timeout: float | None = 60.0,
+        memory_limit: int = 1024 * 1024 * 1024,
+        threads: int | None = None,
+        max_age: float | None = None,
+    ) -> None:
+        self._native = _native.Querier(
+            open_store(storage, storage_options),
+            prefix,
+            timeout=timeout,
+            memory_limit=count(memory_limit, "memory_limit"),
+            threads=threads,
+            max_age=max_age,
+        )
+        self._stats: dict[str, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"ParquetAnalyticsQuerier({self._native.url!r}, prefix={self._native.prefix!r})"
+
+    @property
+    def stats(self) -> dict[str, int] | None:
+        """What the last question took: ``objects`` (days asked about), ``present``, ``absent``, ``requests``
+        (``footer_requests`` and ``data_requests``), ``waves`` (round trips in a row), ``bytes`` received,
+        ``row_groups``, ``row_groups_read``, ``rows_decoded`` and ``rows``. ``None`` before the first question."""
+        return self._stats
+
+    def get_s3_url(self, path: str) -> str:
+        """The URL of an object below the store's location, as other tools take it: ``s3://bucket/location/key``,
+        or a ``file://`` URL for a local store. ``path`` is a key such as
+        :meth:`ParquetAnalyticsExporter.get_parquet_path` gives."""
+        return self._native.url_of(path)
+
+    def query_pageviews(
+        self,
+        project_slug: str | None,
+        since: Date | None = None,
+        until: Date | None = None,
+        *,
+        project_id: int | None = None,
+        status: int | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.Table:
+        """The project's rows: newest day first, then by status, path, version_slug and id.
+
+        Columns: id int64, project_id int32, project_slug string, version_id int32, version_slug string, path string,
+        full_path string, view_count int32, date date32, status int16; or those named in ``columns``.
+        """
+        return self._answer(self._pageviews(project_slug, since, until, project_id, status, columns).read_all())
+
+    def iter_pageviews(
+        self,
+        project_slug: str | None,
+        since: Date | None = None,
+        until: Date | None = None,
+        *,
+        project_id: int | None = None,
+        status: int | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pa.RecordBatchReader:
+        """:meth:`query_pageviews` as a stream, in memory that does not grow with the answer. Sets no ``stats``."""
+        stream = self._pageviews(project_slug, since, until, project_id, status, columns)
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            while (batch := stream.next_batch()) is not None:
+                yield pa.record_batch(batch)
+
+        return pa.RecordBatchReader.from_batches(pa.schema(stream.schema()), batches())
+
+    def _pageviews(
+        self,
+        slug: str | None,
+        since: Date | None,
+        until: Date | None,
+        project_id: int | None,
+        status: int | None,
+        columns: Sequence[str] | None,
+    ) -> _native.Pageviews:
+        if isinstance(columns, str):
+            raise InvalidInput(f"columns is {columns!r:.80}; pass a list of names")
+        who, days = project(slug, project_id), span(since, until)
+        names = None if columns is None else list(columns)
+        return self._native.pageviews(who, days, status_code(status), names)
+
+    def top_pages(
+        self,
+        project: str | None,
+        since: Date | None = None,
+        until: Date | None = None,
+        *,
+        project_id: int | None = None,
+        limit: int = 10,
+        offset: int = 0,
+        status: int | None = 200,
+        per_version: bool = False,
+    ) -> pa.Table:
+        """Pages by views: columns path (string) and count (int64), the most viewed first, ties by path.
+
+        ``status=None`` counts all statuses. ``per_version`` counts each version apart and adds the column
+        version_slug (null for pages outside versions).
+        """
+        who, days = _project(project, project_id), span(since, until)
+        page = count(limit, "limit"), count(offset, "offset")
+        return self._answer(self._native.top_pages(who, days, page, status_code(status), per_version))
+
+    def daily_totals(
+        self,
+        project: str | None,
+        since: Date | None = None,
+        until: Date | None = None,
+        *,
+        project_id: int | None = None,
+        status: int | None = 200,
+        fill: bool = False,
+    ) -> pa.Table:
+        """Views by day: columns date (date32) and count (int64), the oldest day first.
+
+        Days without views are left out, or zero with ``fill``. ``status=None`` counts all statuses.
+        """
+        who, days = _project(project, project_id), span(since, until)
+        return self._answer(self._native.daily_totals(who, days, status_code(status), fill))
+
+    def get_top_pages_from_parquet(
+        self,
+        project_slug: str | None,
+        since: Date | None = None,
+        limit: int = 10,
+        status: int | None = 200,
+        *,
+        project_id: int | None = None,
+    ) -> list[dict[str, Any]]:
+        """:meth:`top_pages` until today as a list of ``{"path": ..., "count": ...}``."""
+        table = self.top_pages(project_slug, since, project_id=project_id, limit=limit, status=status)
+        return table.to_pylist()
+
+    def get_daily_totals_from_parquet(
+        self,
+        project_slug: str | None,
+        since: Date | None = None,
+        status: int | None = 200,
+        *,
+        project_id: int | None = None,
+    ) -> dict[str, list[Any]]:
+        """:meth:`daily_totals` until today for a chart: ``{"labels": ["01 Jul", ...], "int_data": [...]}``, only days
+        with views; two empty lists for none."""
+        table = self.daily_totals(project_slug, since, project_id=project_id, status=status)
+        days: list[datetime.date] = table["date"].to_pylist()
+        return {"labels": [_label(day) for day in days], "int_data": table["count"].to_pylist()}
+
+    def sql(
+        self,
+        query: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        since: Date | None = None,
+        until: Date | None = None,
+        projects: Iterable[str] | None = None,
+        project_id: int | None = None,
+    ) -> pa.Table:
+        """One ``SELECT`` in DuckDB's SQL over the relation ``pageviews`` (the ten columns of
+        :meth:`query_pageviews`).
+
+        Only ``since``, ``until``, ``projects`` (slugs) and ``project_id`` decide which files and row groups are read;
+        what the query itself filters is filtered afterwards. ``params`` are values for ``?`` and ``$1``, or a mapping
+        for ``$name``: bool, int, float, str, bytes, date or None. Anything but one reading statement is
+        :class:`QueryError`.
+        """
+        if not isinstance(query, str):
+            raise InvalidInput(f"the query is {query!r:.80}; pass SQL as text")
+        _, number = project(None, project_id, required=False)
+        values = dict(params) if isinstance(params, Mapping) else list(params or ())
+        return self._answer(self._native.sql(query, values, span(since, until), _projects(projects), number))
+
+    def explain(
+        self,
+        project: str | None = None,
+        since: Date | None = None,
+        until: Date | None = None,
+        *,
+        project_id: int | None = None,
+        status: int | None = None,
+        columns: Sequence[str] = ("path", "view_count"),
+    ) -> pa.Table:
+        """What a question would read, one row a day, the newest first, without reading it (footers are read).
+
+        Columns: date, key, state ("absent", or where the footer came from: "cached", "confirmed", "read"), size
+        (bytes), rows, row_groups, row_groups_selected, rows_selected, requests and bytes (of data).
+        """
+        who, days = _project(project, project_id, required=False), span(since, until)
+        return pa.Table.from_pylist(
+            self._native.explain(who, days, status_code(status), list(columns)), schema=_EXPLAINED
+        )
+
+    def _answer(self, answer: tuple[Any, dict[str, int]]) -> pa.Table:
+        stream, self._stats = answer
+        return pa.table(stream)
+
+
+# The arguments of the same names hide these in the methods above.
+_project, _projects = project, projects
+
+_EXPLAINED = pa.schema(
+    [
+        ("date", pa.date32()),
+        ("key", pa.string()),
+        ("state", pa.string()),
+        ("size", pa.int64()),
+        ("rows", pa.int64()),
+        ("row_groups", pa.int64()),
+        ("row_groups_selected", pa.int64()),
+        ("rows_selected", pa.int64()),
+        ("requests", pa.int64()),
+        ("bytes", pa.int64()),
+    ]
+)
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def _label(day: datetime.date) -> str:
+    """``01 Jul``, whatever the locale."""
+    return f"{day.day:02d} {_MONTHS[day.month - 1]}"

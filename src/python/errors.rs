@@ -1,0 +1,72 @@
+//! Maps the core's errors to the exceptions of `parquet_analytics.exceptions`.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::error::{Error, Kind, Result};
+
+/// The exception's class for an error.
+fn class_of(error: &Error) -> &'static str {
+    match error.inner() {
+        Error::InvalidInput { .. } => "InvalidInput",
+        Error::Configuration { .. } => "ConfigurationError",
+        Error::Source { .. } => "SourceError",
+        Error::SourceSchema { .. } => "SourceSchemaError",
+        Error::BadRow { .. } => "BadRow",
+        Error::NoRows { .. } => "DayHasNoRows",
+        Error::Database { .. } => "DatabaseError",
+        Error::Permission { .. } => "PermissionDenied",
+        Error::Store { .. } => "StoreError",
+        Error::Conflict { .. } => "Conflict",
+        Error::CorruptFile { .. } => "CorruptFile",
+        Error::CommitStateUnknown { .. } => "CommitStateUnknown",
+        Error::Query { .. } => "QueryError",
+        Error::Io { .. } => "LocalFileError",
+        Error::Interrupted => "Interrupted",
+        Error::Internal { .. } | Error::OnDay { .. } => "InternalError",
+    }
+}
+
+fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
+    let class = py
+        .import(intern!(py, "parquet_analytics.exceptions"))?
+        .getattr(class_of(error))?;
+    let attributes = PyDict::new(py);
+    attributes.set_item("retryable", error.kind() == Kind::Retry)?;
+    if let Some(day) = error.day() {
+        attributes.set_item("day", day.date())?;
+    }
+    if let Some(key) = error.key() {
+        attributes.set_item("key", key)?;
+    }
+    match error.inner() {
+        Error::BadRow { row_id, column, .. } => {
+            attributes.set_item("row_id", row_id)?;
+            attributes.set_item("column", column)?;
+        }
+        Error::SourceSchema { column, .. } => attributes.set_item("column", column)?,
+        Error::Database { sqlstate, .. } => attributes.set_item("sqlstate", sqlstate)?,
+        Error::CommitStateUnknown { run_id, .. } => attributes.set_item("run_id", run_id)?,
+        _ => {}
+    }
+    class.call((error.to_string(),), Some(&attributes))
+}
+
+pub fn to_exception(py: Python<'_>, error: &Error) -> PyErr {
+    match build(py, error) {
+        Ok(exception) => PyErr::from_value(exception),
+        Err(failed) => failed,
+    }
+}
+
+/// Turns the core's results into Python's.
+pub trait OrRaise<T> {
+    fn or_raise(self) -> PyResult<T>;
+}
+
+impl<T> OrRaise<T> for Result<T> {
+    fn or_raise(self) -> PyResult<T> {
+        self.map_err(|error| Python::attach(|py| to_exception(py, &error)))
+    }
+}

@@ -1,0 +1,331 @@
+//! Questions, for `parquet_analytics.querier`.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::NaiveDate;
+use pyo3::prelude::*;
+use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString};
+use pyo3_arrow::{PyRecordBatch, PySchema, PyTable};
+
+use crate::cache::Freshness;
+use crate::engine::{Limits, Param, Params};
+use crate::error::{Error, Result};
+use crate::keys::Day;
+use crate::plan::Filter;
+use crate::query::{Querier, Span, Stream, Table};
+use crate::runtime::Cancel;
+use crate::scan::{Options, State, Stats};
+
+use super::errors::{OrRaise, to_exception};
+use super::run::{run, run_quietly};
+use super::store::PyStore;
+
+#[pyclass(frozen, name = "Querier", module = "parquet_analytics._native")]
+pub struct PyQuerier {
+    inner: Querier,
+}
+
+/// Bytes below which DuckDB cannot do much.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+/// More threads than cores only get in each other's way.
+const MOST_THREADS: usize = 256;
+
+/// A project by slug, id or both.
+type Project = (Option<String>, Option<i32>);
+
+/// An answer and what it took.
+type Answer<'py> = (PyTable, Bound<'py, PyDict>);
+
+#[pymethods]
+impl PyQuerier {
+    #[new]
+    #[pyo3(signature = (store, prefix, *, timeout, memory_limit, threads, max_age))]
+    fn new(
+        store: &PyStore,
+        prefix: &str,
+        timeout: Option<f64>,
+        memory_limit: u64,
+        threads: Option<usize>,
+        max_age: Option<f64>,
+    ) -> PyResult<Self> {
+        if memory_limit < LEAST_MEMORY {
+            let message = format!("memory_limit is {memory_limit} bytes; DuckDB needs at least {LEAST_MEMORY}");
+            return Err(Error::invalid(message)).or_raise();
+        }
+        let mut limits = Limits {
+            memory_bytes: memory_limit,
+            ..Limits::default()
+        };
+        limits.timeout = timeout.map(|value| seconds("timeout", value)).transpose().or_raise()?;
+        if let Some(threads) = threads {
+            if !(1..=MOST_THREADS).contains(&threads) {
+                let message = format!("threads is {threads}; pass 1 to {MOST_THREADS}");
+                return Err(Error::invalid(message)).or_raise();
+            }
+            limits.threads = threads;
+        }
+        let mut options = Options::default();
+        if let Some(age) = max_age {
+            let age = seconds("max_age", age).or_raise()?;
+            options.freshness = Freshness {
+                recent: age,
+                older: age,
+            };
+        }
+        let inner = Querier::new(store.inner.clone(), prefix.parse().or_raise()?, limits, options);
+        Ok(Self { inner })
+    }
+
+    #[getter]
+    fn url(&self) -> &str {
+        self.inner.store().url()
+    }
+
+    #[getter]
+    fn prefix(&self) -> &str {
+        self.inner.prefix().as_str()
+    }
+
+    fn url_of(&self, key: &str) -> String {
+        self.inner.store().url_of(key)
+    }
+
+    fn top_pages<'py>(
+        &self,
+        py: Python<'py>,
+        project: Project,
+        days: (String, String),
+        page: (i64, i64),
+        status: Option<i16>,
+        per_version: bool,
+    ) -> PyResult<Answer<'py>> {
+        let (filter, span) = (filter(project, status), span(&days)?);
+        answer(
+            py,
+            run_quietly(py, |cancel| {
+                self.inner.top_pages(filter, span, page, per_version, cancel)
+            })?,
+        )
+    }
+
+    fn daily_totals<'py>(
+        &self,
+        py: Python<'py>,
+        project: Project,
+        days: (String, String),
+        status: Option<i16>,
+        fill: bool,
+    ) -> PyResult<Answer<'py>> {
+        let (filter, span) = (filter(project, status), span(&days)?);
+        answer(
+            py,
+            run_quietly(py, |cancel| self.inner.daily_totals(filter, span, fill, cancel))?,
+        )
+    }
+
+    fn sql<'py>(
+        &self,
+        py: Python<'py>,
+        query: &str,
+        params: Values,
+        days: (String, String),
+        projects: Option<Vec<String>>,
+        project_id: Option<i32>,
+    ) -> PyResult<Answer<'py>> {
+        let filter = Filter {
+            projects,
+            project_id,
+            statuses: None,
+        };
+        let span = span(&days)?;
+        answer(
+            py,
+            run_quietly(py, |cancel| self.inner.sql(filter, span, query, params.0, cancel))?,
+        )
+    }
+
+    fn pageviews(
+        &self,
+        py: Python<'_>,
+        project: Project,
+        days: (String, String),
+        status: Option<i16>,
+        columns: Option<Vec<String>>,
+    ) -> PyResult<Pageviews> {
+        let (filter, span) = (filter(project, status), span(&days)?);
+        let cancel = Cancel::new();
+        let start = || self.inner.pageviews(filter, span, columns.as_deref(), &cancel);
+        let stream = run(py, &cancel, start, |_| Ok(()))?;
+        Ok(Pageviews {
+            stream: Mutex::new(stream),
+            cancel,
+        })
+    }
+
+    fn explain<'py>(
+        &self,
+        py: Python<'py>,
+        project: Project,
+        days: (String, String),
+        status: Option<i16>,
+        columns: Vec<String>,
+    ) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let (filter, span) = (filter(project, status), span(&days)?);
+        let plans = run_quietly(py, |cancel| self.inner.explain(filter, span, &columns, cancel))?;
+        plans
+            .into_iter()
+            .map(|plan| {
+                let row = PyDict::new(py);
+                row.set_item("date", plan.day.date())?;
+                row.set_item("key", plan.key)?;
+                let state = match plan.state {
+                    State::Absent => "absent",
+                    State::Cached => "cached",
+                    State::Confirmed => "confirmed",
+                    State::Read => "read",
+                };
+                row.set_item("state", state)?;
+                row.set_item("size", plan.size)?;
+                row.set_item("rows", plan.rows)?;
+                row.set_item("row_groups", plan.row_groups)?;
+                row.set_item("row_groups_selected", plan.row_groups_selected)?;
+                row.set_item("rows_selected", plan.rows_selected)?;
+                row.set_item("requests", plan.requests)?;
+                row.set_item("bytes", plan.bytes)?;
+                Ok(row)
+            })
+            .collect()
+    }
+}
+
+/// Rows of a project, batch by batch.
+#[pyclass(frozen, module = "parquet_analytics._native")]
+pub struct Pageviews {
+    stream: Mutex<Stream>,
+    cancel: Cancel,
+}
+
+impl Pageviews {
+    fn with<T: Send>(&self, py: Python<'_>, work: impl FnOnce(&mut Stream) -> Result<T> + Send) -> PyResult<T> {
+        let work = || work(&mut self.stream.lock().unwrap_or_else(PoisonError::into_inner));
+        run(py, &self.cancel, work, |_| Ok(()))
+    }
+}
+
+#[pymethods]
+impl Pageviews {
+    fn schema(&self, py: Python<'_>) -> PyResult<PySchema> {
+        self.with(py, |stream| Ok(PySchema::new(stream.schema.clone())))
+    }
+
+    fn next_batch(&self, py: Python<'_>) -> PyResult<Option<PyRecordBatch>> {
+        Ok(self
+            .with(py, |stream| stream.batches.next().transpose())?
+            .map(PyRecordBatch::new))
+    }
+
+    fn read_all<'py>(&self, py: Python<'py>) -> PyResult<Answer<'py>> {
+        let table = self.with(py, |stream| {
+            let batches = stream.batches.by_ref().collect::<Result<Vec<_>>>()?;
+            Ok(Table {
+                schema: stream.schema.clone(),
+                batches,
+                stats: stream.stats(),
+            })
+        })?;
+        answer(py, table)
+    }
+}
+
+fn seconds(name: &str, value: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| Error::invalid(format!("{name} is {value}; pass seconds, zero or more")))
+}
+
+fn span((since, until): &(String, String)) -> PyResult<Span> {
+    let day = |text: &str| text.parse::<Day>().or_raise();
+    Span::new(day(since)?, day(until)?).or_raise()
+}
+
+fn filter((slug, project_id): Project, status: Option<i16>) -> Filter {
+    Filter {
+        projects: slug.map(|slug| vec![slug]),
+        project_id,
+        statuses: status.map(|status| vec![status]),
+    }
+}
+
+fn answer(py: Python<'_>, table: Table) -> PyResult<Answer<'_>> {
+    let stats = stats(py, table.stats)?;
+    Ok((PyTable::try_new(table.batches, table.schema)?, stats))
+}
+
+fn stats(py: Python<'_>, stats: Stats) -> PyResult<Bound<'_, PyDict>> {
+    let result = PyDict::new(py);
+    for (name, value) in [
+        ("objects", stats.objects),
+        ("present", stats.present),
+        ("absent", stats.absent),
+        ("requests", stats.requests),
+        ("footer_requests", stats.footer_requests),
+        ("data_requests", stats.data_requests),
+        ("waves", stats.waves),
+        ("bytes", stats.bytes),
+        ("row_groups", stats.row_groups),
+        ("row_groups_read", stats.row_groups_read),
+        ("rows_decoded", stats.rows_decoded),
+        ("rows", stats.rows),
+    ] {
+        result.set_item(name, value)?;
+    }
+    Ok(result)
+}
+
+/// Values for a statement: a list, or a dict by name.
+struct Values(Params);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Values {
+    type Error = PyErr;
+
+    fn extract(values: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(named) = values.cast::<PyDict>() {
+            let values = named.iter().map(|(name, value)| Ok((name.extract()?, param(&value)?)));
+            return Ok(Self(Params::Named(
+                values.collect::<PyResult<BTreeMap<String, Param>>>()?,
+            )));
+        }
+        let values = values.try_iter()?.map(|value| param(&value?));
+        Ok(Self(Params::Positional(values.collect::<PyResult<_>>()?)))
+    }
+}
+
+fn param(value: &Bound<'_, PyAny>) -> PyResult<Param> {
+    Ok(if value.is_none() {
+        Param::Null
+    } else if value.is_instance_of::<PyBool>() {
+        Param::Bool(value.extract()?)
+    } else if value.is_instance_of::<PyInt>() {
+        Param::Int(value.extract().map_err(|_| unfit("a whole number beyond 64 bits"))?)
+    } else if value.is_instance_of::<PyFloat>() {
+        Param::Float(value.extract()?)
+    } else if value.is_instance_of::<PyString>() {
+        Param::Text(value.extract()?)
+    } else if value.is_instance_of::<PyBytes>() {
+        Param::Blob(value.extract()?)
+    } else if value.hasattr("hour")? {
+        return Err(unfit("a datetime"));
+    } else if let Ok(date) = value.extract::<NaiveDate>() {
+        Param::Date(Day::new(date).or_raise()?.to_date32())
+    } else {
+        let name = value.get_type().name()?;
+        return Err(unfit(&format!("an object of type {name}")));
+    })
+}
+
+fn unfit(what: &str) -> PyErr {
+    let message = format!("{what} cannot be a value of the query; pass bool, int, float, str, bytes, date or None");
+    Python::attach(|py| to_exception(py, &Error::invalid(message)))
+}

@@ -1,0 +1,95 @@
+//! Stores, for `parquet_analytics.storage`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::error::Error;
+use crate::store::{Credentials, Keys, Store};
+
+use super::errors::OrRaise;
+
+/// A store by URL and options. Opening does no I/O.
+#[pyclass(frozen, name = "Store", module = "parquet_analytics._native")]
+pub struct PyStore {
+    pub inner: Store,
+}
+
+#[pymethods]
+impl PyStore {
+    #[new]
+    #[pyo3(signature = (url, options, credentials = None))]
+    fn new(
+        py: Python<'_>,
+        url: &str,
+        options: BTreeMap<String, String>,
+        credentials: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let session = match credentials {
+            None => None,
+            Some(keys) => {
+                let id = keys.getattr("id")?.extract()?;
+                let keys = keys.unbind();
+                Some(Arc::new(Session { keys, id }) as Arc<dyn Credentials>)
+            }
+        };
+        let inner = py.detach(|| Store::open_for(url, &options, session));
+        Ok(Self {
+            inner: inner.or_raise()?,
+        })
+    }
+
+    /// The store's URL, without any secret.
+    #[getter]
+    fn url(&self) -> &str {
+        self.inner.url()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("Store({})", self.inner.url())
+    }
+}
+
+/// A `parquet_analytics.storage.SessionCredentials`: a callable that gives the keys of now.
+struct Session {
+    keys: Py<PyAny>,
+    id: String,
+}
+
+impl Credentials for Session {
+    fn keys(&self) -> Result<Keys, String> {
+        Python::attach(|py| {
+            let keys = self.keys.bind(py).call0()?;
+            let keys = keys.cast::<PyDict>()?;
+            let text = |name: &str| -> PyResult<Option<String>> {
+                keys.get_item(name)?
+                    .filter(|value| !value.is_none())
+                    .map(|value| value.extract())
+                    .transpose()
+            };
+            let missing = || Error::configuration("the storage's session has no access keys");
+            let expires: Option<f64> = keys
+                .get_item("expires")?
+                .filter(|value| !value.is_none())
+                .map(|value| value.extract())
+                .transpose()?;
+            Ok(Keys {
+                access_key_id: text("access_key_id")?.ok_or_else(missing).or_raise()?,
+                secret_access_key: text("secret_access_key")?.ok_or_else(missing).or_raise()?,
+                session_token: text("session_token")?,
+                expires: expires
+                    .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+                    .and_then(|since| SystemTime::UNIX_EPOCH.checked_add(since)),
+            })
+        })
+        // The exception's text could hold anything; its class says what to look for.
+        .map_err(|error: PyErr| Python::attach(|py| error.get_type(py).to_string()))
+    }
+
+    fn id(&self) -> String {
+        self.id.clone()
+    }
+}
