@@ -1,0 +1,1 @@
+"""Page views, as Read the Docs has them."""

@@ -1,0 +1,1 @@
+"""Versions of projects, as Read the Docs has them."""

@@ -1,0 +1,1 @@
+"""Projects, as Read the Docs has them."""
