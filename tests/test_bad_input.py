@@ -6,6 +6,7 @@ import datetime
 import socket
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -20,7 +21,7 @@ from parquet_analytics.exceptions import (
 )
 
 from tests.archives import DAY, Place, saying, views
-from tests.services import S3Identity
+from tests.services import PgBouncer, S3Identity
 
 HOSTILE = ["", "../x", "a/b", "it's", 'a"b', "100%", "a\0b", "a\nb", "x" * 5_000]
 
@@ -169,3 +170,22 @@ def test_something_else_than_a_connection_string(source: str, place: Place) -> N
     with pytest.raises(ParquetAnalyticsError) as caught:
         place.exporter(source).export_daily_pageviews(DAY)
     assert isinstance(caught.value, (ConfigurationError, InvalidInput)), repr(caught.value)
+
+
+def test_a_wrong_password_at_a_pooler_is_not_worth_another_try(
+    place: Place, database: str, pgbouncer: PgBouncer
+) -> None:
+    url = pgbouncer.database_url(database.rsplit("/", 1)[1])
+    wrong = url.replace(urlsplit(url).password or "", "canary-7f3a")
+    with pytest.raises(DatabaseError, match="check user, password") as caught:
+        place.exporter(wrong).export_daily_pageviews(DAY)
+    assert not caught.value.retryable
+    assert "canary-7f3a" not in str(caught.value)
+    assert place.keys() == []
+
+
+def test_a_private_key_in_the_place_of_its_files_name_is_not_repeated(place: Place) -> None:
+    key = "-----BEGIN PRIVATE KEY-----canary"
+    with pytest.raises(ConfigurationError, match="not its content") as caught:
+        place.exporter(f"host=db sslkey='{key}' sslcert=x").export_daily_pageviews(DAY)
+    assert "canary" not in str(caught.value)

@@ -448,8 +448,8 @@ fn a_reading_that_is_given_up_stops_fetching() {
     let requests = reading.stats().data_requests;
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(reading.stats().data_requests, requests);
-    // A part is a row group here, of about 110 pages; there are 50.
-    assert!(requests < 500, "{requests}");
+    // A part is a row group here, of about 110 pages; there are 50, so the whole would be some 5,500 requests.
+    assert!(requests < 2000, "{requests}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub async fn connect(target: &Target) -> Result<PgConnection> {
     };
     match tokio::time::timeout(target.connect_timeout, connecting).await {
         Ok(Ok(connection)) => Ok(connection),
-        Ok(Err(error)) => Err(failed(target, "connecting", error)),
+        Ok(Err(error)) => Err(failed(target, CONNECTING, error)),
         Err(_) => Err(Error::Database {
             message: format!(
                 "no answer from {} within {} seconds; check host, port and firewall",
@@ -37,6 +37,9 @@ pub async fn connect(target: &Target) -> Result<PgConnection> {
         }),
     }
 }
+
+/// What is being done while there is no connection yet.
+const CONNECTING: &str = "connecting";
 
 /// A read-only transaction in which every statement sees the same snapshot.
 pub struct Snapshot<'a> {
@@ -162,11 +165,14 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
                 .and_then(PgDatabaseError::detail)
                 .map(|detail| format!(" ({detail})"))
                 .unwrap_or_default();
-            let retryable = matches!(
-                code,
-                "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "08P01" | "57014"
-            ) || code.starts_with("53")
-                || code.starts_with("08");
+            // A pooler answers a wrong password or database with this code; later it is one of its timeouts.
+            let refused_by_pooler = code == "08P01" && doing == CONNECTING;
+            let retryable = !refused_by_pooler
+                && (matches!(
+                    code,
+                    "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "57014"
+                ) || code.starts_with("53")
+                    || code.starts_with("08"));
             let advice = match code {
                 "57014" => "; raise statement_timeout, or find out what slows the database down",
                 "55P03" => "; somebody holds a lock on the table, try again later",
@@ -176,6 +182,7 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
                 "25P02" | "25P01" => {
                     "; is a pooler in statement mode in between? It has to be transaction or session mode"
                 }
+                _ if refused_by_pooler => "; check user, password and the database's name, here and in the pooler",
                 _ if retryable => "; try again later",
                 _ => "",
             };

@@ -299,7 +299,14 @@ fn settle(given: Parameters) -> Result<Settings> {
             "sslrootcert" | "sslcert" | "sslkey"
                 if (name != "sslrootcert" || value != "system") && !Path::new(&value).is_file() =>
             {
-                return refuse(&name, &format!("there is no file {value}"));
+                // A key's content in the place of its file's name is not repeated.
+                let content = value.contains("-----BEGIN") || value.contains('\n');
+                let shown = if content {
+                    "of that name; pass a file, not its content"
+                } else {
+                    value.as_str()
+                };
+                return refuse(&name, &format!("there is no file {shown}"));
             }
             "sslrootcert" => settings.root = Some(value),
             "sslcert" => settings.certificate = Some(value),

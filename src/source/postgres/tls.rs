@@ -43,8 +43,14 @@ pub async fn connect(options: &PgConnectOptions, verify: &Verify) -> Result<PgCo
     }
     let mut verified = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
 
-    let folder = tempfile::tempdir()?;
-    let listener = UnixListener::bind(folder.path().join(format!(".s.PGSQL.{}", options.get_port())))?;
+    let no_relay = |error: std::io::Error| {
+        tls(format!(
+            "it is passed on through a socket in a temporary folder, which has to be writable and of a short name (TMPDIR): {error}"
+        ))
+    };
+    let folder = tempfile::tempdir().map_err(no_relay)?;
+    let socket = folder.path().join(format!(".s.PGSQL.{}", options.get_port()));
+    let listener = UnixListener::bind(socket).map_err(no_relay)?;
     let options = options
         .clone()
         .socket(folder.path())
