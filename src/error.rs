@@ -50,6 +50,14 @@ pub enum Error {
     #[error("{message}")]
     NoRows { message: String },
 
+    /// The source shows an older state than the stored file has, or another database.
+    #[error("{message}")]
+    Stale { message: String },
+
+    /// The source and the stored file have the same id for different page views.
+    #[error("{message}")]
+    IdConflict { row_id: i64, message: String },
+
     /// The database refused, failed or went away.
     #[error("{message}")]
     Database {
@@ -81,6 +89,18 @@ pub enum Error {
     /// A stored object is not a Parquet file of ours: truncated, another schema, a newer format.
     #[error("{message}")]
     CorruptFile { key: String, message: String },
+
+    /// There is no such object, and there has to be.
+    #[error("{message}")]
+    NotStored { key: String, message: String },
+
+    /// What was read back from the store is not what was written, or not what the database counted.
+    #[error("{message}")]
+    Mismatch { key: String, message: String },
+
+    /// Rows are not deleted, because it is not certain that they are safe in the store.
+    #[error("{message}")]
+    DeletionRefused { message: String },
 
     /// A write may or may not have taken effect, and it could not be found out which.
     #[error("{message}")]
@@ -136,6 +156,12 @@ impl Error {
         Self::CorruptFile { key, message }
     }
 
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self::DeletionRefused {
+            message: message.into(),
+        }
+    }
+
     /// An I/O failure on a local path, named.
     pub fn io(what: impl std::fmt::Display, error: std::io::Error) -> Self {
         Self::Io {
@@ -176,6 +202,8 @@ impl Error {
             Self::Permission { key, .. }
             | Self::Conflict { key, .. }
             | Self::CorruptFile { key, .. }
+            | Self::NotStored { key, .. }
+            | Self::Mismatch { key, .. }
             | Self::CommitStateUnknown { key, .. } => Some(key),
             _ => None,
         }
@@ -187,7 +215,8 @@ impl Error {
             | Self::Source { retryable: true, .. }
             | Self::Store { retryable: true, .. }
             | Self::Query { retryable: true, .. }
-            | Self::Conflict { .. } => Kind::Retry,
+            | Self::Conflict { .. }
+            | Self::Stale { .. } => Kind::Retry,
             Self::CommitStateUnknown { .. } => Kind::Unknown,
             Self::Interrupted => Kind::Interrupted,
             Self::Internal { .. } => Kind::Bug,

@@ -1,29 +1,35 @@
-//! One day from a source to the store: read, sort, write, publish, and only then the copies.
+//! One day from a source to the store: read, merge with what is stored, sort, write, publish, verify, and only
+//! then the copies.
 
-use std::collections::HashSet;
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::array::RecordBatch;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 use crate::copies::{Copies, CopyFile, CopyPlan};
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix, Scope};
-use crate::publish::{interrupted_publish, publish};
+use crate::merge::{Merged, SameRows, check_newer, merge};
+use crate::publish::{LARGEST_FILE, check_size, interrupted_publish, publish};
+use crate::rows::{RowIndex, RowIndexBuilder, check_ids};
 use crate::runtime::{Cancel, block_on};
-use crate::schema::{self, meta};
+use crate::schema::meta;
 use crate::sort::{SortOptions, Sorter};
-use crate::source::{Source, Summary};
+use crate::source::{BadRows, LeftRow, Source, Summary};
 use crate::spool::Spool;
+use crate::steps::{Step, reached};
 use crate::store::{Got, IfVersion, Part, Store, Write};
+use crate::stored::{StoredDay, id_column};
+use crate::tally::Tally;
 use crate::writer::{DayWriter, FileFacts, ROW_GROUP_ROWS, Written};
 
+/// How often an export that others get in the way of is begun again.
+const ROUNDS: u32 = 16;
 /// Copies on their way to the store at the same time.
 const CONCURRENT_COPIES: usize = 16;
 
@@ -31,12 +37,17 @@ const CONCURRENT_COPIES: usize = 16;
 pub struct ExportOptions {
     pub prefix: Prefix,
     pub copies: CopyPlan,
-    /// Write a day anew that is stored already.
+    /// Write a stored day anew from the source's rows alone, instead of merging them into it.
     pub replace: bool,
-    /// Let `replace` drop stored rows that the source no longer has.
+    /// Replace also when the source lacks stored rows.
     pub discard_stored: bool,
-    /// Write a file for a day without rows.
+    /// Write a file without rows also when the source has no earlier day either.
     pub allow_empty: bool,
+    pub bad_rows: BadRows,
+    /// Merge also from another database than the one that the day was exported from.
+    pub accept_moved_database: bool,
+    /// The largest file that is uploaded, in bytes.
+    pub largest_file: u64,
     /// Export a day that is not over yet.
     pub allow_open_day: bool,
     pub sort: SortOptions,
@@ -51,6 +62,9 @@ impl Default for ExportOptions {
             replace: false,
             discard_stored: false,
             allow_empty: false,
+            bad_rows: BadRows::Fail,
+            accept_moved_database: false,
+            largest_file: LARGEST_FILE,
             allow_open_day: false,
             sort: SortOptions::default(),
             row_group_rows: ROW_GROUP_ROWS,
@@ -85,16 +99,41 @@ impl Progress {
     }
 }
 
-/// What an export did.
+/// What became of the day's file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    Created,
+    Merged,
+    Replaced,
+    /// The stored file holds what would have been written.
+    Unchanged,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Created => "created",
+            Self::Merged => "merged",
+            Self::Replaced => "replaced",
+            Self::Unchanged => "unchanged",
+        })
+    }
+}
+
+/// What an export did. The file was read back and verified.
 #[derive(Debug, Clone)]
 pub struct Exported {
     pub day: Day,
     pub key: String,
+    pub outcome: Outcome,
     pub run_id: String,
     pub etag: String,
     pub file: Written,
     pub source: String,
     pub snapshot_time: DateTime<Utc>,
+    pub merged: Merged,
+    /// Rows with a value that does not fit, which stay in the source.
+    pub left: Vec<LeftRow>,
     pub project_copies: u64,
     pub organization_copies: u64,
 }
@@ -135,6 +174,7 @@ pub fn export(
         options,
         progress,
         cancel,
+        first_read: None,
     }
     .run()
     .map_err(|error| error.on_day(day))
@@ -163,80 +203,265 @@ struct Export<'a> {
     options: &'a ExportOptions,
     progress: &'a Progress,
     cancel: &'a Cancel,
+    /// Rows that the source gave in the first round.
+    first_read: Option<u64>,
 }
 
 impl Export<'_> {
     fn run(mut self) -> Result<Exported> {
         check_over(self.day, self.options)?;
         let key = self.options.prefix.key(&Scope::Day, self.day);
-        let stored = self.stored(&key)?;
-        let mut ids = stored.as_ref().map(|_| HashSet::new());
-
-        let (sorter, summary) = self.read(ids.as_mut())?;
-        self.check_read(&sorter, &summary)?;
-        let write = match (&stored, ids) {
-            (Some(stored), Some(ids)) => {
-                self.check_replace(&key, stored, &ids)?;
-                Write::Replace(stored.etag.clone())
+        for round in 1..ROUNDS {
+            match self.attempt(&key) {
+                Err(Error::Conflict { message, .. }) => {
+                    log::info!("{}: {message}; merging again (round {round})", self.day);
+                    self.wait(round)?;
+                }
+                ended => return ended,
             }
-            _ => Write::Create,
-        };
-        let run_id = uuid::Uuid::new_v4().to_string();
-        let Finished { day, file, copies } = self.write(sorter, &summary, &run_id)?;
+        }
+        self.attempt(&key)
+    }
 
-        let about = [(meta::ROWS, file.rows.to_string()), (meta::SHA256, file.sha256.clone())];
-        let published = block_on(self.cancel, publish(self.store, &key, day, write, &run_id, &about));
-        let etag = published.map_err(|error| interrupted_publish(self.store, &key, &run_id, error))?;
-        let url = self.store.url_of(&key);
-        log::info!("{}: {} rows, {} bytes in {url}", self.day, file.rows, file.bytes);
+    /// Lets the others go first; who lost together should not meet again.
+    fn wait(&self, round: u32) -> Result<()> {
+        let most = (50 << round.min(6)) as u64;
+        let time = Duration::from_millis(u64::from(uuid::Uuid::new_v4().as_fields().0) % most);
+        block_on(self.cancel, async {
+            tokio::time::sleep(time).await;
+            Ok(())
+        })
+    }
+
+    /// Exports over the file that is stored now. [`Error::Conflict`] when somebody else writes the day meanwhile.
+    fn attempt(&mut self, key: &str) -> Result<Exported> {
+        reached(self.day, Step::ReadingStored);
+        let stored = self.stored(key)?;
+        reached(self.day, Step::ReadingDatabase);
+        let (mut sorter, rows, summary) = self.read(&stored)?;
+        let merged = self.merge(&stored, rows, &summary, &mut sorter)?;
+        self.check_empty(&stored, &sorter, &summary)?;
+
+        reached(self.day, Step::WritingFile);
+        let run_id = uuid::Uuid::new_v4().to_string();
+        let only_if_changed = match &stored {
+            Stored::Day(day) if !self.replaces() && merged.added == 0 && merged.changed == 0 => Some(day.as_ref()),
+            _ => None,
+        };
+        let expected = summary
+            .counted
+            .as_ref()
+            .map(|counted| counted.plus(&merged.kept))
+            .transpose()?;
+        let Finished {
+            bytes,
+            mut file,
+            unchanged,
+            copies,
+        } = self.write(sorter, &summary, &run_id, only_if_changed, expected.as_ref())?;
+
+        let mut exported_run = run_id.clone();
+        let (outcome, etag) = if let Some(day) = unchanged {
+            reached(self.day, Step::Verifying);
+            day.verify(self.store, Some(&file.tally), self.cancel)?;
+            (file.bytes, file.sha256) = (day.bytes.len() as u64, day.sha256.clone());
+            exported_run = day.run_id.clone().unwrap_or(run_id.clone());
+            (Outcome::Unchanged, day.etag.clone())
+        } else {
+            check_size(key, file.bytes, self.options.largest_file)?;
+            let (outcome, write) = match &stored {
+                Stored::Nothing => (Outcome::Created, Write::Create),
+                Stored::Unreadable(etag) => (Outcome::Replaced, Write::Replace(etag.clone())),
+                Stored::Day(day) if self.replaces() => (Outcome::Replaced, Write::Replace(day.etag.clone())),
+                Stored::Day(day) => (Outcome::Merged, Write::Replace(day.etag.clone())),
+            };
+            drop(stored);
+            reached(self.day, Step::Publishing);
+            let about = [
+                (meta::ROWS, file.tally.rows.to_string()),
+                (meta::SHA256, file.sha256.clone()),
+            ];
+            let published = block_on(self.cancel, publish(self.store, key, bytes, write, &run_id, &about));
+            let etag = published.map_err(|error| interrupted_publish(self.store, key, &run_id, error))?;
+            reached(self.day, Step::Published);
+            reached(self.day, Step::Verifying);
+            self.verify(key, &etag, &file, expected.as_ref())?;
+            (outcome, etag)
+        };
+        reached(self.day, Step::Verified);
+        let url = self.store.url_of(key);
+        log::info!(
+            "{}: {outcome}, {} rows, {} bytes in {url}",
+            self.day,
+            file.tally.rows,
+            file.bytes
+        );
+        if !summary.left.is_empty() {
+            log::warn!(
+                "{}: {} rows cannot be exported and were left",
+                self.day,
+                summary.left.len()
+            );
+        }
         let (project_copies, organization_copies) = match copies {
-            Some((files, bytes)) => self.publish_copies(&files, &bytes, &run_id)?,
+            Some((files, bytes)) => self.publish_copies(&files, &bytes, &exported_run)?,
             None => (0, 0),
         };
         Ok(Exported {
             day: self.day,
-            key,
-            run_id,
+            key: key.to_owned(),
+            outcome,
+            run_id: exported_run,
             etag,
             file,
             source: summary.source,
             snapshot_time: summary.snapshot_time,
+            merged,
+            left: summary.left,
             project_copies,
             organization_copies,
         })
     }
 
-    /// What was read has to be what the source counts, and something.
-    fn check_read(&self, sorter: &Sorter, summary: &Summary) -> Result<()> {
-        let rows = sorter.rows();
-        if let Some(counted) = summary.counted
-            && counted.rows != rows
+    fn replaces(&self) -> bool {
+        self.options.replace || self.options.discard_stored
+    }
+
+    /// The day's file as it is now.
+    fn stored(&self, key: &str) -> Result<Stored> {
+        match block_on(self.cancel, StoredDay::read(self.store, key, self.day)) {
+            Ok(None) => Ok(Stored::Nothing),
+            Ok(Some(day)) => Ok(Stored::Day(Box::new(day))),
+            Err(error @ (Error::CorruptFile { .. } | Error::Mismatch { .. })) if self.options.discard_stored => {
+                log::warn!(
+                    "{}: the stored file is dropped although it cannot be read: {error}",
+                    self.day
+                );
+                match block_on(self.cancel, self.store.get(key, Part::Tail(1), IfVersion::Any))? {
+                    Got::Found(found) => Ok(Stored::Unreadable(found.etag)),
+                    _ => Ok(Stored::Nothing),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the source's rows into a sorter, and indexes them when they are to be merged.
+    fn read(&mut self, stored: &Stored) -> Result<(Sorter, Rows, Summary)> {
+        if self.progress.wants_total
+            && let Some(total) = self.source.count(self.day, self.cancel)?
         {
+            self.progress.total.store(total + 1, Ordering::Relaxed);
+        }
+        let mut sorter = Sorter::new(self.day, self.options.sort.clone());
+        let mut index = matches!(stored, Stored::Day(_)).then(RowIndexBuilder::default);
+        let mut ids = Vec::new();
+        let progress = self.progress;
+        let mut sink = |batch: RecordBatch| {
+            match &mut index {
+                Some(index) => index.push(&batch)?,
+                None => ids.extend(id_column(&batch)?),
+            }
+            sorter.push(&batch)?;
+            progress.done.store(sorter.rows(), Ordering::Relaxed);
+            Ok(())
+        };
+        let summary = self
+            .source
+            .read(self.day, self.options.bad_rows, &mut sink, self.cancel)?;
+        if let Some(counted) = summary.counted.as_ref().filter(|counted| counted.rows != sorter.rows()) {
             return Err(Error::internal(format!(
-                "{} counts {} rows in the same snapshot in which {rows} were copied",
-                summary.source, counted.rows
+                "{} counts {} rows in the same snapshot in which {} were copied",
+                summary.source,
+                counted.rows,
+                sorter.rows()
             )));
         }
-        if rows == 0 && !self.options.allow_empty {
-            return Err(Error::NoRows {
+        // Only a database shows anew what it has; a stream may have been one that can be read once.
+        let first = *self.first_read.get_or_insert(sorter.rows());
+        if summary.position.is_none() && sorter.rows() < first {
+            return Err(Error::Source {
                 message: format!(
-                    "{} has no rows for this day, so nothing was written; pass allow_empty=True to record it as empty",
-                    summary.source
+                    "{} gave {first} rows, and {} when it was read again because somebody else had written the day; \
+                     can it be read only once? Give a function that takes the day and returns a new stream",
+                    summary.source,
+                    sorter.rows()
                 ),
+                retryable: true,
             });
         }
-        Ok(())
+        let rows = match index {
+            Some(index) => Rows::Indexed(index.finish()?),
+            None => {
+                check_ids(&mut ids)?;
+                Rows::Unindexed(sorter.rows())
+            }
+        };
+        Ok((sorter, rows, summary))
+    }
+
+    /// Adds the stored rows that the source does not have, or refuses to drop them.
+    fn merge(&self, stored: &Stored, rows: Rows, summary: &Summary, sorter: &mut Sorter) -> Result<Merged> {
+        let (stored, source) = match (stored, rows) {
+            (Stored::Day(stored), Rows::Indexed(source)) => (stored, source),
+            (_, Rows::Indexed(source)) => return Ok(Merged::all(source.len() as u64)),
+            (_, Rows::Unindexed(rows)) => return Ok(Merged::all(rows)),
+        };
+        if self.options.discard_stored {
+            return Ok(Merged::all(source.len() as u64));
+        }
+        if !self.options.accept_moved_database {
+            check_newer(stored, &summary.source, summary.position.as_ref())?;
+        }
+        if !self.options.replace {
+            return merge(stored, &source, |kept| sorter.push(kept), self.cancel);
+        }
+        let merged = merge(stored, &source, |_| Ok(()), self.cancel)?;
+        match merged.kept.rows {
+            0 => Ok(merged),
+            lacking => Err(Error::invalid(format!(
+                "{} holds {lacking} rows that the source no longer has, so it was not replaced; leave replace out to merge, \
+                 or pass discard_stored=True to drop them",
+                self.store.url_of(&stored.key)
+            ))),
+        }
+    }
+
+    /// A day without rows is recorded as empty only if the source shows that it is old enough to know.
+    fn check_empty(&self, stored: &Stored, sorter: &Sorter, summary: &Summary) -> Result<()> {
+        let known = matches!(stored, Stored::Day(_)) && !self.replaces();
+        if sorter.rows() > 0 || known || self.options.allow_empty || summary.earlier_rows == Some(true) {
+            return Ok(());
+        }
+        let why = match summary.earlier_rows {
+            Some(_) => "nor for any earlier one (is this the right database, and is the day not past its retention?)",
+            None => "and it is not known whether it has any for an earlier one",
+        };
+        Err(Error::NoRows {
+            message: format!(
+                "{} has no rows for this day, {why}, so nothing was written; pass allow_empty=True to record it as empty",
+                summary.source
+            ),
+        })
     }
 
     /// Sorts and writes the day and its copies to local files; nothing of them is in the store yet.
-    fn write(&self, sorter: Sorter, summary: &Summary, run_id: &str) -> Result<Finished> {
+    fn write<'s>(
+        &self,
+        sorter: Sorter,
+        summary: &Summary,
+        run_id: &str,
+        only_if_changed: Option<&'s StoredDay>,
+        expected: Option<&Tally>,
+    ) -> Result<Finished<'s>> {
         let facts = FileFacts {
             day: self.day,
             source: summary.source.clone(),
             run_id: run_id.to_owned(),
             snapshot_time: summary.snapshot_time,
+            position: summary.position.clone(),
         };
-        let read = sorter.rows();
+        let rows = sorter.rows();
         let temp_dir = self.options.sort.temp_dir.as_deref();
         let sorted = sorter.finish(summary.slugs.as_ref(), self.cancel)?;
         let mut copies = if self.options.copies.is_empty() {
@@ -250,102 +475,72 @@ impl Export<'_> {
                 temp_dir.map(Path::to_path_buf),
             )?)
         };
+        let mut same = only_if_changed
+            .map(|day| day.batches().map(SameRows::new))
+            .transpose()?;
         let mut writer = DayWriter::new(Spool::create(temp_dir)?, &facts, self.options.row_group_rows)?;
         for batch in sorted {
             let batch = batch?;
             writer.write(&batch)?;
+            if let Some(same) = &mut same {
+                same.push(&batch)?;
+            }
             if let Some(copies) = &mut copies {
                 copies.push(&batch)?;
             }
         }
         let (spool, file) = writer.finish()?;
-        if file.rows != read {
+        if file.tally.rows != rows {
             return Err(Error::internal(format!(
-                "{read} rows were read but {} written",
-                file.rows
+                "{rows} rows were read but {} written",
+                file.tally.rows
             )));
         }
-        if let Some(counted) = summary.counted
-            && counted.views != file.views
-        {
+        if let Some(difference) = expected.and_then(|expected| file.tally.difference(expected)) {
             return Err(Error::internal(format!(
-                "{} counts {} views in the same snapshot, the file {}",
-                summary.source, counted.views, file.views
+                "the file that was written has {difference}, as {} counts in the same snapshot",
+                summary.source
             )));
         }
+        let same = same.map(SameRows::finish).transpose()?.unwrap_or(false);
         Ok(Finished {
-            day: spool.into_bytes()?,
+            bytes: spool.into_bytes()?,
             file,
+            unchanged: only_if_changed.filter(|_| same),
             copies: copies.map(Copies::finish).transpose()?,
         })
     }
 
-    /// The day's stored file, when there is one and it is to be replaced.
-    fn stored(&self, key: &str) -> Result<Option<Stored>> {
-        let part = if self.options.replace { Part::All } else { Part::Tail(8) };
-        match block_on(self.cancel, self.store.get(key, part, IfVersion::Any))? {
-            Got::Found(object) if self.options.replace => Ok(Some(Stored {
-                bytes: object.bytes,
-                etag: object.etag,
-            })),
-            Got::Found(_) => Err(Error::invalid(format!(
-                "{} is already stored; nothing was read or written. Pass replace=True to write it anew",
-                self.store.url_of(key)
-            ))),
-            _ => Ok(None),
-        }
-    }
-
-    fn read(&mut self, mut ids: Option<&mut HashSet<i64>>) -> Result<(Sorter, Summary)> {
-        if self.progress.wants_total
-            && let Some(total) = self.source.count(self.day, self.cancel)?
-        {
-            self.progress.total.store(total + 1, Ordering::Relaxed);
-        }
-        let mut sorter = Sorter::new(self.day, self.options.sort.clone());
-        let progress = self.progress;
-        let mut sink = |batch: RecordBatch| {
-            if let Some(ids) = ids.as_deref_mut() {
-                ids.extend(id_column(&batch)?);
-            }
-            sorter.push(&batch)?;
-            progress.done.store(sorter.rows(), Ordering::Relaxed);
-            Ok(())
+    /// Reads the published file back and compares it with what was written and what the source counted.
+    fn verify(&self, key: &str, etag: &str, file: &Written, expected: Option<&Tally>) -> Result<()> {
+        let gone = |what: &str| Error::Conflict {
+            key: key.to_owned(),
+            message: format!("{key} was {what} by somebody else right after it was written"),
         };
-        let summary = self.source.read(self.day, &mut sink, self.cancel)?;
-        Ok((sorter, summary))
-    }
-
-    /// A replacement may not lose rows that only the store has.
-    fn check_replace(&self, key: &str, stored: &Stored, ids: &HashSet<i64>) -> Result<()> {
-        if self.options.discard_stored {
-            return Ok(());
+        let found =
+            block_on(self.cancel, StoredDay::read(self.store, key, self.day))?.ok_or_else(|| gone("deleted"))?;
+        if found.etag != etag {
+            return Err(gone("written"));
         }
-        let corrupt = |error: String| Error::corrupt(key, error);
-        let builder =
-            ParquetRecordBatchReaderBuilder::try_new(stored.bytes.clone()).map_err(|e| corrupt(e.to_string()))?;
-        let only_id = ProjectionMask::columns(builder.parquet_schema(), [schema::ID]);
-        let mut lacking = 0_u64;
-        for batch in builder
-            .with_projection(only_id)
-            .build()
-            .map_err(|e| corrupt(e.to_string()))?
-        {
-            self.cancel.check()?;
-            let batch = batch.map_err(|e| corrupt(e.to_string()))?;
-            lacking += id_column(&batch)?.into_iter().filter(|id| !ids.contains(id)).count() as u64;
+        if found.sha256 != file.sha256 {
+            return Err(Error::Mismatch {
+                key: key.to_owned(),
+                message: format!(
+                    "{} holds bytes with the SHA-256 {}, and {} was written; delete no rows, and export the day again",
+                    self.store.url_of(key),
+                    found.sha256,
+                    file.sha256
+                ),
+            });
         }
-        if lacking == 0 {
-            return Ok(());
-        }
-        Err(Error::invalid(format!(
-            "{} holds {lacking} rows that the source no longer has, so it was not replaced; pass discard_stored=True to drop them",
-            self.store.url_of(key)
-        )))
+        found
+            .verify(self.store, Some(expected.unwrap_or(&file.tally)), self.cancel)
+            .map(|_| ())
     }
 
     /// Writes the copies over whatever copies there were; the day's file is already in place.
     fn publish_copies(&self, files: &[CopyFile], bytes: &Bytes, run_id: &str) -> Result<(u64, u64)> {
+        reached(self.day, Step::Copying);
         block_on(self.cancel, async {
             futures::stream::iter(files)
                 .map(|file| async move {
@@ -359,6 +554,7 @@ impl Export<'_> {
                 .try_for_each(|_| async { Ok(()) })
                 .await
         })?;
+        reached(self.day, Step::Copied);
         let projects = files
             .iter()
             .filter(|file| matches!(file.scope, Scope::Project(_)))
@@ -368,21 +564,34 @@ impl Export<'_> {
 }
 
 /// Local files that wait for publication.
-struct Finished {
-    day: Bytes,
+struct Finished<'s> {
+    bytes: Bytes,
     file: Written,
+    /// The stored file, when it holds the same rows already.
+    unchanged: Option<&'s StoredDay>,
     copies: Option<(Vec<CopyFile>, Bytes)>,
 }
 
-struct Stored {
-    bytes: Bytes,
-    etag: String,
+/// What is in the day's place before the export.
+enum Stored {
+    Nothing,
+    Day(Box<StoredDay>),
+    /// A file that is going to be dropped, by its ETag.
+    Unreadable(String),
 }
 
-fn id_column(batch: &RecordBatch) -> Result<Vec<i64>> {
-    batch
-        .column_by_name(schema::ID)
-        .and_then(|column| column.as_primitive_opt::<Int64Type>())
-        .map(|ids| ids.values().to_vec())
-        .ok_or_else(|| Error::internal("a batch without id"))
+/// The source's rows: by id, or only their number when there is nothing to compare them with.
+enum Rows {
+    Indexed(RowIndex),
+    Unindexed(u64),
+}
+
+impl Merged {
+    /// Nothing was stored.
+    fn all(added: u64) -> Self {
+        Self {
+            added,
+            ..Self::default()
+        }
+    }
 }

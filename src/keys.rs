@@ -160,12 +160,24 @@ impl Prefix {
             Scope::Project(slug) => format!("project/{slug}/"),
             Scope::Organization(slug) => format!("org/{slug}/"),
         };
-        let root = if self.0.is_empty() {
+        format!(
+            "{}{folder}{}/pageviews_{day}.parquet",
+            self.root(),
+            day.0.format("%Y/%m/%d")
+        )
+    }
+
+    /// The key of the object on which it is tried whether the store heeds conditions.
+    pub fn probe_key(&self) -> String {
+        format!("{}_derived/conditional-write-probe", self.root())
+    }
+
+    fn root(&self) -> String {
+        if self.0.is_empty() {
             String::new()
         } else {
             format!("{}/", self.0)
-        };
-        format!("{root}{folder}{}/pageviews_{day}.parquet", day.0.format("%Y/%m/%d"))
+        }
     }
 }
 

@@ -10,9 +10,12 @@ pub mod schema;
 
 pub mod store;
 
+pub mod position;
 pub mod source;
 
+pub mod rows;
 pub mod sort;
+pub mod tally;
 
 pub mod spool;
 pub mod writer;
@@ -20,10 +23,16 @@ pub mod writer;
 pub mod copies;
 pub mod publish;
 
+pub mod footer;
+pub mod merge;
+pub mod stored;
+
+pub mod delete;
 pub mod export;
+pub mod steps;
+pub mod verify;
 
 pub mod cache;
-pub mod footer;
 pub mod plan;
 pub mod scan;
 

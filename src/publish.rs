@@ -1,18 +1,48 @@
 //! Puts a finished file in its place under a condition, and finds out what became of it when the answer was
-//! lost.
+//! lost; and finds out whether a store heeds conditions at all.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::cache;
 use crate::error::{Error, Result};
+use crate::keys::Prefix;
+use crate::process::PerProcess;
 use crate::schema::meta;
-use crate::store::{Got, IfVersion, Part, Store, Write};
+use crate::store::{Got, IfVersion, NotPut, Part, Store, Write};
+
+/// The largest file that goes up: in one request, because an upload in parts cannot be made conditional
+/// everywhere, and whole days are far below.
+pub const LARGEST_FILE: u64 = 1 << 30;
+
+/// How often a file is sent whose arrival is not answered.
+const ATTEMPTS: u32 = 3;
+/// The pause after the first attempt; it doubles with each.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Refuses a file that is too large to go up under a condition.
+pub fn check_size(key: &str, bytes: u64, largest: u64) -> Result<()> {
+    if bytes <= largest {
+        return Ok(());
+    }
+    Err(Error::Store {
+        key: Some(key.to_owned()),
+        message: format!(
+            "the file for {key} has {bytes} bytes; more than {largest} are not uploaded, because a larger object goes up in parts, \
+             which not every store makes visible under a condition"
+        ),
+        retryable: false,
+    })
+}
 
 /// Writes the object whole and gives its ETag.
 ///
 /// # Errors
-/// [`Error::Conflict`] when somebody else's object is in the way, [`Error::CommitStateUnknown`] when the store
-/// failed and could not say either whether the object is there, otherwise what [`Store::put`] says.
+/// [`Error::Conflict`] when somebody else's object is in the way, [`Error::CommitStateUnknown`] when it cannot be
+/// found out whether the object is there or about to be, otherwise what [`Store::put`] says.
 pub async fn publish(
     store: &Store,
     key: &str,
@@ -23,13 +53,67 @@ pub async fn publish(
 ) -> Result<String> {
     let mut metadata = vec![(meta::RUN_ID, run_id.to_owned())];
     metadata.extend_from_slice(facts);
-    let written = store.put(key, bytes, write, &metadata).await;
-    // Questions in this process see the new file at once.
-    cache::forget(store, key);
-    match written {
-        // A creation that was sent twice, because its first answer was lost, conflicts with itself.
-        Err(error @ (Error::Conflict { .. } | Error::Store { .. })) => resolve(store, key, run_id, error).await,
-        written => written,
+    let mut pause = PAUSE;
+    let mut lost_before = false;
+    for attempt in 1..=ATTEMPTS {
+        let written = store.try_put(key, bytes.clone(), write.clone(), &metadata).await;
+        // Questions in this process see the new file at once.
+        cache::forget(store, key);
+        let failed = match written {
+            Ok(etag) => return Ok(etag),
+            Err(failed) => failed,
+        };
+        // Also without a doubt of our own: something in between may have sent a request twice, and so made it conflict with itself.
+        if !failed.doubtful && !lost_before && !matches!(failed.error, Error::Conflict { .. }) {
+            return Err(failed.error);
+        }
+        // Whoever stands in the way of this attempt stands in the way of those that are still on their way.
+        let settled = matches!(failed.error, Error::Conflict { .. }) || !(failed.lost || lost_before);
+        match is_ours(store, key, run_id).await {
+            Ok(Some(etag)) => {
+                log::warn!(
+                    "{}: the write was reported as failed, but it took effect",
+                    store.url_of(key)
+                );
+                return Ok(etag);
+            }
+            // The store has ended all attempts, and they had no effect.
+            Ok(None) if settled => return Err(failed.error),
+            Ok(None) if attempt == ATTEMPTS => {
+                return Err(unknown(store, key, run_id, &failed, "the object is not there so far"));
+            }
+            Ok(None) => {}
+            Err(again) => {
+                let why = format!("reading it back failed: {again}");
+                return Err(unknown(store, key, run_id, &failed, &why));
+            }
+        }
+        // Sent again under the same condition, at most one of the attempts can take effect.
+        lost_before = true;
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    Err(Error::internal("a write was given up without a reason"))
+}
+
+/// The ETag, when the object is this run's.
+async fn is_ours(store: &Store, key: &str, run_id: &str) -> Result<Option<String>> {
+    match store.get(key, Part::Tail(1), IfVersion::Any).await? {
+        Got::Found(found) if found.metadata.get(meta::RUN_ID).is_some_and(|run| run == run_id) => Ok(Some(found.etag)),
+        _ => Ok(None),
+    }
+}
+
+fn unknown(store: &Store, key: &str, run_id: &str, failed: &NotPut, why: &str) -> Error {
+    Error::CommitStateUnknown {
+        key: key.to_owned(),
+        run_id: run_id.to_owned(),
+        message: format!(
+            "it is not known whether {} was written (run {run_id}): {}; and {why}. \
+             Nothing was deleted; export the day again once the store answers",
+            store.url_of(key),
+            failed.error
+        ),
     }
 }
 
@@ -50,25 +134,26 @@ pub fn interrupted_publish(store: &Store, key: &str, run_id: &str, error: Error)
     }
 }
 
-/// Whether the object is this run's after all.
-async fn resolve(store: &Store, key: &str, run_id: &str, error: Error) -> Result<String> {
-    match store.get(key, Part::Tail(1), IfVersion::Any).await {
-        Ok(Got::Found(found)) if found.metadata.get(meta::RUN_ID).is_some_and(|run| run == run_id) => {
-            log::warn!(
-                "{}: the write was reported as failed, but it took effect",
-                store.url_of(key)
-            );
-            Ok(found.etag)
-        }
-        Ok(_) => Err(error),
-        Err(again) => Err(Error::CommitStateUnknown {
-            key: key.to_owned(),
-            run_id: run_id.to_owned(),
-            message: format!(
-                "it is not known whether {} was written (run {run_id}): {error}; and reading it back failed: {again}. \
-                 Export the day again once the store answers",
-                store.url_of(key)
-            ),
-        }),
+/// Whether the store refuses a write whose condition is not met. Tried once a process and store, on an object of its
+/// own below the prefix, which stays.
+pub async fn heeds_conditions(store: &Store, prefix: &Prefix) -> Result<bool> {
+    static KNOWN: PerProcess<Mutex<HashMap<String, bool>>> = PerProcess::new();
+    if let Some(known) = KNOWN.lock().get(store.id()) {
+        return Ok(*known);
     }
+    let key = prefix.probe_key();
+    let refused = async |write: Write| {
+        let probe = Bytes::from_static(b"Whether this store heeds conditions on writes is tried here.\n");
+        match store.put(&key, probe, write, &[]).await {
+            Ok(_) => Ok(false),
+            Err(Error::Conflict { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    };
+    // The first creation succeeds if nobody was here before.
+    let create = refused(Write::Create).await? || refused(Write::Create).await?;
+    let replace = refused(Write::Replace("\"00000000000000000000000000000000\"".to_owned())).await?;
+    let heeds = create && replace;
+    KNOWN.lock().insert(store.id().to_owned(), heeds);
+    Ok(heeds)
 }

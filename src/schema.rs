@@ -67,4 +67,10 @@ pub mod meta {
     pub const VIEWS: &str = "parquet_analytics.views";
     pub const SHA256: &str = "parquet_analytics.sha256";
     pub const SNAPSHOT_TIME: &str = "parquet_analytics.snapshot_time";
+    /// Where in the database's history the snapshot was taken: [`crate::position::Position`].
+    pub const POSITION: &str = "parquet_analytics.position";
+    /// The smallest and the greatest id.
+    pub const IDS: &str = "parquet_analytics.ids";
+    /// Rows by HTTP status: `200:17 404:3`.
+    pub const STATUSES: &str = "parquet_analytics.statuses";
 }

@@ -44,7 +44,7 @@ impl Default for SortOptions {
     }
 }
 
-/// Takes batches of [`schema::pageviews`] or of [`schema::facts`], not both.
+/// Takes batches of [`schema::pageviews`] and of [`schema::facts`], whose slugs come at the end.
 pub struct Sorter {
     day: Day,
     options: SortOptions,

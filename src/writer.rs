@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use arrow::array::RecordBatch;
-use arrow::compute::sum;
 use chrono::{DateTime, SecondsFormat, Utc};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
@@ -15,7 +14,9 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::keys::Day;
+use crate::position::Position;
 use crate::schema::{self, meta};
+use crate::tally::Tally;
 
 /// Rows in a row group: small enough that a project's question touches little else, large enough that a
 /// busy day's footer stays small.
@@ -37,13 +38,14 @@ pub struct FileFacts {
     pub source: String,
     pub run_id: String,
     pub snapshot_time: DateTime<Utc>,
+    /// Of the newest snapshot in the file, where the source has positions.
+    pub position: Option<Position>,
 }
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    pub rows: u64,
-    pub views: i64,
+    pub tally: Tally,
     pub bytes: u64,
     /// Of the whole file, in lowercase hexadecimal digits.
     pub sha256: String,
@@ -98,8 +100,7 @@ fn properties(row_group_rows: usize) -> Result<WriterProperties> {
 /// Writes batches of [`schema::pageviews`], already in order, to `sink`.
 pub struct DayWriter<W: Write + Send> {
     parquet: ArrowWriter<Hashed<W>>,
-    rows: u64,
-    views: i64,
+    tally: Tally,
 }
 
 impl<W: Write + Send> DayWriter<W> {
@@ -107,7 +108,7 @@ impl<W: Write + Send> DayWriter<W> {
         let options = ArrowWriterOptions::new().with_properties(properties(row_group_rows)?);
         let mut parquet =
             ArrowWriter::try_new_with_options(Hashed::new(sink), schema::pageviews(), options).map_err(failed)?;
-        for (key, value) in [
+        let about = [
             (meta::FORMAT, schema::FORMAT.to_string()),
             (meta::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
             (meta::DAY, facts.day.to_string()),
@@ -117,58 +118,52 @@ impl<W: Write + Send> DayWriter<W> {
                 meta::SNAPSHOT_TIME,
                 facts.snapshot_time.to_rfc3339_opts(SecondsFormat::Micros, true),
             ),
-        ] {
+        ];
+        let position = facts
+            .position
+            .as_ref()
+            .map(|position| (meta::POSITION, position.to_string()));
+        for (key, value) in about.into_iter().chain(position) {
             parquet.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
         Ok(Self {
             parquet,
-            rows: 0,
-            views: 0,
+            tally: Tally::default(),
         })
     }
 
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
-        use arrow::array::AsArray;
-        use arrow::datatypes::{Int32Type, Int64Type};
-
-        let views = batch
-            .column_by_name(schema::VIEW_COUNT)
-            .and_then(|column| column.as_primitive_opt::<Int32Type>())
-            .ok_or_else(|| Error::internal("a batch without view_count reached the writer"))?;
-        // An int32 sum wraps; widened it cannot within a batch.
-        let views = views.unary::<_, Int64Type>(i64::from);
-        self.views = self
-            .views
-            .checked_add(sum(&views).unwrap_or(0))
-            .ok_or_else(|| Error::invalid("the sum of the day's views does not fit 64 bits"))?;
-        self.rows += batch.num_rows() as u64;
+        self.tally.add(batch)?;
         self.parquet.write(batch).map_err(failed)
     }
 
     pub fn rows(&self) -> u64 {
-        self.rows
+        self.tally.rows
     }
 
     /// Writes the footer and gives the sink back.
     pub fn finish(mut self) -> Result<(W, Written)> {
-        self.parquet
-            .append_key_value_metadata(KeyValue::new(meta::ROWS.to_owned(), self.rows.to_string()));
-        self.parquet
-            .append_key_value_metadata(KeyValue::new(meta::VIEWS.to_owned(), self.views.to_string()));
+        for (key, value) in self.tally.to_metadata() {
+            self.parquet
+                .append_key_value_metadata(KeyValue::new(key.to_owned(), value));
+        }
         let hashed = self.parquet.into_inner().map_err(failed)?;
         let written = Written {
-            rows: self.rows,
-            views: self.views,
+            tally: self.tally,
             bytes: hashed.bytes,
-            sha256: hashed
-                .hash
-                .finalize()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            sha256: hex(&hashed.hash.finalize()),
         };
         Ok((hashed.sink, written))
     }
+}
+
+/// The SHA-256 of bytes, in lowercase hexadecimal digits.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn failed(error: parquet::errors::ParquetError) -> Error {

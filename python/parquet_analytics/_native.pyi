@@ -14,9 +14,11 @@ __all__ = [
     "check_day",
     "check_prefix",
     "check_slug",
+    "delete_day",
     "export_day",
     "parquet_path",
     "plan_export",
+    "verify_day",
 ]
 
 __version__: str
@@ -53,10 +55,32 @@ def export_day(
     discard_stored: bool,
     allow_empty: bool,
     allow_open_day: bool,
+    leave_bad_rows: bool,
+    accept_moved_database: bool,
     progress: Callable[[int, int | None], object] | None,
     sort_memory: int,
     temp_dir: str | None,
     row_group_rows: int,
+) -> dict[str, Any]: ...
+def verify_day(
+    store: Store, prefix: str, day: str, source: PostgresSource | Callable[[datetime.date], Any] | None
+) -> dict[str, Any]: ...
+def delete_day(
+    store: Store,
+    source: PostgresSource,
+    prefix: str,
+    day: str,
+    *,
+    etag: str | None,
+    allow_local: bool,
+    accept_moved_database: bool,
+    batch_rows: int,
+    pause: float,
+    max_rows_per_second: float | None,
+    max_replica_lag: float | None,
+    lock_timeout: float,
+    statement_timeout: float,
+    progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]: ...
 
 @final
@@ -80,6 +104,7 @@ class PostgresSource:
         lock_timeout: float = 30.0,
     ) -> PostgresSource: ...
     def organizations(self) -> dict[str, list[str]]: ...
+    def at(self, url: str) -> PostgresSource: ...
 
 @final
 class Sample:

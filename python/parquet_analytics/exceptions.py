@@ -13,6 +13,9 @@ __all__ = [
     "CorruptFile",
     "DatabaseError",
     "DayHasNoRows",
+    "DayNotStored",
+    "DeletionRefused",
+    "IdConflict",
     "Interrupted",
     "InternalError",
     "InvalidInput",
@@ -22,7 +25,9 @@ __all__ = [
     "QueryError",
     "SourceError",
     "SourceSchemaError",
+    "StaleSnapshot",
     "StoreError",
+    "VerificationFailed",
 ]
 
 
@@ -73,7 +78,7 @@ def _restore(
 
 
 class InvalidInput(ParquetAnalyticsError, ValueError):
-    """An argument that cannot be accepted: a malformed date, a hostile slug, a day that is stored already."""
+    """An argument that cannot be accepted: a malformed date, a hostile slug, a replacement that would drop rows."""
 
 
 class ConfigurationError(ParquetAnalyticsError):
@@ -96,6 +101,14 @@ class DayHasNoRows(SourceError):
     """The source has no rows for ``day``, and an empty file was not asked for."""
 
 
+class StaleSnapshot(SourceError):
+    """The source shows an older state than the stored file has (a lagging replica), or is another database."""
+
+
+class IdConflict(SourceError):
+    """The source has the id ``row_id`` for another project or path than the stored file: a restored database?"""
+
+
 class DatabaseError(SourceError):
     """PostgreSQL refused, failed or went away; ``sqlstate`` says how where the server did."""
 
@@ -114,6 +127,18 @@ class Conflict(StoreError):
 
 class CorruptFile(StoreError):
     """A stored object is not a page-view file that this version can read."""
+
+
+class DayNotStored(StoreError):
+    """The store has no file for ``day``."""
+
+
+class VerificationFailed(StoreError):
+    """What was read back from the store is not what was written, or not what the database counted."""
+
+
+class DeletionRefused(ParquetAnalyticsError):
+    """Rows are not deleted, because it is not certain that they are safe in the store."""
 
 
 class CommitStateUnknown(StoreError):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from parquet_analytics import _native
 from parquet_analytics._arguments import Date, count, day_text, open_store, source_of, today
-from parquet_analytics.exceptions import InvalidInput
+from parquet_analytics._native import PostgresSource
+from parquet_analytics.exceptions import ConfigurationError, InvalidInput
 
 __all__ = ["ParquetAnalyticsExporter"]
 
@@ -79,27 +80,43 @@ class ParquetAnalyticsExporter:
         discard_stored: bool = False,
         allow_empty: bool = False,
         allow_open_day: bool = False,
+        on_bad_row: Literal["fail", "leave"] = "fail",
+        accept_moved_database: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
     ) -> dict[str, Any]:
-        """Export one day (by default yesterday in UTC) and say what was written.
+        """Export one day (by default yesterday in UTC), read the file back, and say what was written.
 
-        The result has ``date`` ("YYYY-MM-DD"), ``dry_run``, ``total_records`` (rows), ``total_views``, ``files``
-        ({key of the day's file: rows}), ``project_files`` and ``organization_files`` (numbers of copies), ``bytes``,
-        ``sha256``, ``etag``, ``run_id``, ``source`` and ``snapshot_time``. A dry run writes nothing; it counts the
-        rows (``total_records`` is ``None`` where only reading them would tell), and its result has ``date``,
-        ``dry_run``, ``total_records``, ``files`` and ``url``.
+        The result has ``date`` ("YYYY-MM-DD"), ``dry_run``, ``outcome`` ("created", "merged", "replaced" or
+        "unchanged"), ``total_records`` (rows of the file), ``total_views``, ``files`` ({key of the day's file: rows}),
+        ``project_files`` and ``organization_files`` (numbers of copies), ``added``, ``changed`` and ``kept`` (rows new
+        to the file, rows of which a copied column changed, stored rows that the source no longer has), ``left`` and
+        ``left_rows`` (see ``on_bad_row``), ``bytes``, ``sha256``, ``etag``, ``run_id``, ``source``, ``snapshot_time``
+        and ``verified``. A dry run writes nothing; it counts the rows (``total_records`` is ``None`` where only
+        reading them would tell), and its result has ``date``, ``dry_run``, ``total_records``, ``files`` and ``url``.
+
+        A day that is stored already is merged by id: the source's rows win, rows that only the store has are kept. If
+        others write the day at the same time, it is merged again. :class:`StaleSnapshot` when the source shows an
+        older state than the stored one (a lagging replica), or is another database, unless ``accept_moved_database``;
+        :class:`IdConflict` when an id has another project or path than stored. ``replace`` writes the source's rows
+        alone, and refuses to when that would drop stored rows, unless ``discard_stored``, which implies it.
 
         ``per_project`` writes a copy for each project with rows. ``per_organization`` writes one for each
         organization: a mapping of its slug to its projects' slugs, or ``True`` for the tables of Read the Docs in
         the PostgreSQL source. Copies are written after the day's file; no query needs them.
 
-        A day that is stored already is :class:`InvalidInput` unless ``replace``; a replacement that would drop
-        stored rows is refused unless ``discard_stored``. A day without rows is :class:`DayHasNoRows` unless
-        ``allow_empty``. Today is refused unless ``allow_open_day``, and so are rows of another day. A value that does
-        not fit is :class:`BadRow` and nothing is written. ``progress`` is called about twenty times a second with
-        (rows read, rows there are or ``None``).
+        A day without rows is recorded as empty (a file with zero rows) when the source holds an earlier day or with
+        ``allow_empty``; otherwise it is :class:`DayHasNoRows`. Today is refused unless ``allow_open_day``, and so are
+        rows of another day. A value that does not fit is :class:`BadRow` and nothing is written; with
+        ``on_bad_row="leave"`` such rows stay in the source, and ``left_rows`` lists the first 100 (``id``, ``column``,
+        ``reason``). ``progress`` is called about twenty times a second with (rows read, rows there are or ``None``).
+
+        The published file is read back whole and compared (SHA-256, rows, views, ids, rows by status) with what the
+        database counted in the same snapshot: :class:`VerificationFailed`. :class:`CommitStateUnknown` when it cannot
+        be found out whether the file was written; exporting again is safe.
         """
+        if on_bad_row not in ("fail", "leave"):
+            raise InvalidInput(f"on_bad_row is {on_bad_row!r:.80}; pass 'fail' or 'leave'")
         day = _target(target_date)
         source = source_of(self._source)
         organizations = _organizations(per_organization, source)
@@ -116,9 +133,110 @@ class ParquetAnalyticsExporter:
             discard_stored=discard_stored,
             allow_empty=allow_empty,
             allow_open_day=allow_open_day,
+            leave_bad_rows=on_bad_row == "leave",
+            accept_moved_database=accept_moved_database,
             progress=progress,
             **self._settings,
         )
+
+    def verify(self, target_date: Date | None = None, *, against: Literal["database"] | None = None) -> dict[str, Any]:
+        """Read a day's file back whole, and compare its bytes with the SHA-256 and its rows with the numbers (rows,
+        views, ids, rows by status) that were recorded when it was written.
+
+        The result has ``date``, ``key``, ``etag``, ``run_id``, ``bytes``, ``sha256``, ``total_records``,
+        ``total_views`` and ``statuses`` ({status: rows}). With ``against="database"`` the rows are compared with those
+        that the source has now: ``missing`` (not in the file), ``changed`` (a copied column differs) and
+        ``archive_only`` (not in the source) are numbers of rows, ``missing_ids`` and so on the first 1,000 of their
+        ids; ``left`` and ``left_rows`` tell of rows with values that no file can hold.
+
+        :class:`DayNotStored` when there is no file, :class:`VerificationFailed` or :class:`CorruptFile` when it is
+        not what was written.
+        """
+        if against not in (None, "database"):
+            raise InvalidInput(f"against is {against!r:.80}; pass 'database', or leave it out")
+        source = None if against is None else source_of(self._source)
+        return _native.verify_day(self._store, self._prefix, _target(target_date), source)
+
+    def delete_exported_pageviews(
+        self,
+        target_date: Date | None = None,
+        *,
+        database: str | PostgresSource | None = None,
+        verification: Mapping[str, Any] | None = None,
+        allow_local_delete: bool = False,
+        accept_moved_database: bool = False,
+        batch_rows: int = 5_000,
+        pause: float = 0.0,
+        max_rows_per_second: float | None = None,
+        max_replica_lag: float | None = None,
+        lock_timeout: float = 2.0,
+        statement_timeout: float = 30.0,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """Delete from the database the rows of one day that are in its file, unchanged.
+
+        The file is read back and verified first. Then, ``batch_rows`` at a time and each in a transaction of its own,
+        rows are locked (those locked by others are skipped), compared in every copied column, deleted and committed.
+        Rows that changed since, or came late, stay; export the day again to merge them. May be broken off at any
+        moment, and run again.
+
+        ``database`` is a PostgreSQL URL (with the tables and columns of the exporter's source) or a
+        :class:`PostgresSource`, by default the exporter's source. ``verification``, the result of an export or of
+        :meth:`verify`, demands that the file still is that version. ``pause`` (seconds between transactions),
+        ``max_rows_per_second`` and ``max_replica_lag`` (seconds; needs the role ``pg_monitor``) go easy on the
+        database; ``lock_timeout`` and ``statement_timeout`` (seconds) bound how long a transaction waits for locks
+        and holds its own. ``progress`` is called with (rows looked at, rows in the file).
+
+        The result has ``date``, ``key``, ``etag``, ``deleted``, ``changed``, ``late`` and ``busy`` (rows that the
+        database keeps because they changed, are not in the file, or were locked by somebody else), ``changed_ids``,
+        ``late_ids`` and ``busy_ids`` (the first 1,000), ``left`` (rows that no file can hold), ``batches`` and
+        ``seconds``.
+
+        :class:`DeletionRefused` when it is not certain that the rows are safe: a local or in-memory store (unless
+        ``allow_local_delete``), a store that ignores conditional writes, a day that is not over, a version that was
+        not verified, a standby, a table whose ids can repeat, another database than the one exported from (unless
+        ``accept_moved_database``). :class:`DayNotStored`, :class:`VerificationFailed` and :class:`CorruptFile` as in
+        :meth:`verify`.
+        """
+        if count(batch_rows, "batch_rows") == 0:
+            raise InvalidInput("batch_rows is 0; a batch holds at least one row")
+        if max_rows_per_second is not None and not max_rows_per_second > 0:
+            raise InvalidInput(f"max_rows_per_second is {max_rows_per_second!r:.80}; pass more than zero")
+        etag = None
+        if verification is not None:
+            etag = verification.get("etag")
+            day = _target(target_date)
+            if not isinstance(etag, str) or verification.get("date") != day:
+                raise InvalidInput(f"verification is not the result of an export or verification of {day}")
+        return _native.delete_day(
+            self._store,
+            self._writable(database),
+            self._prefix,
+            _target(target_date),
+            etag=etag,
+            allow_local=allow_local_delete,
+            accept_moved_database=accept_moved_database,
+            batch_rows=batch_rows,
+            pause=pause,
+            max_rows_per_second=max_rows_per_second,
+            max_replica_lag=max_replica_lag,
+            lock_timeout=lock_timeout,
+            statement_timeout=statement_timeout,
+            progress=progress,
+        )
+
+    def _writable(self, database: str | PostgresSource | None) -> PostgresSource:
+        """The database to delete from: with the tables and columns of the source, wherever it is."""
+        if isinstance(database, PostgresSource):
+            return database
+        if database is not None and not isinstance(database, str):
+            raise InvalidInput(f"database is {type(database).__name__}; pass a PostgreSQL URL or a PostgresSource")
+        if database is not None and not isinstance(self._source, (str, PostgresSource)):
+            return PostgresSource(database)
+        source = source_of(self._source)
+        if not isinstance(source, PostgresSource):
+            raise ConfigurationError("rows are deleted from PostgreSQL alone; name it with database=")
+        return source if database is None else source.at(database)
 
 
 def _target(value: Date | None) -> str:

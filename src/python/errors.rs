@@ -15,11 +15,16 @@ fn class_of(error: &Error) -> &'static str {
         Error::SourceSchema { .. } => "SourceSchemaError",
         Error::BadRow { .. } => "BadRow",
         Error::NoRows { .. } => "DayHasNoRows",
+        Error::Stale { .. } => "StaleSnapshot",
+        Error::IdConflict { .. } => "IdConflict",
         Error::Database { .. } => "DatabaseError",
         Error::Permission { .. } => "PermissionDenied",
         Error::Store { .. } => "StoreError",
         Error::Conflict { .. } => "Conflict",
         Error::CorruptFile { .. } => "CorruptFile",
+        Error::NotStored { .. } => "DayNotStored",
+        Error::Mismatch { .. } => "VerificationFailed",
+        Error::DeletionRefused { .. } => "DeletionRefused",
         Error::CommitStateUnknown { .. } => "CommitStateUnknown",
         Error::Query { .. } => "QueryError",
         Error::Io { .. } => "LocalFileError",
@@ -45,6 +50,7 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
             attributes.set_item("row_id", row_id)?;
             attributes.set_item("column", column)?;
         }
+        Error::IdConflict { row_id, .. } => attributes.set_item("row_id", row_id)?,
         Error::SourceSchema { column, .. } => attributes.set_item("column", column)?,
         Error::Database { sqlstate, .. } => attributes.set_item("sqlstate", sqlstate)?,
         Error::CommitStateUnknown { run_id, .. } => attributes.set_item("run_id", run_id)?,

@@ -2,21 +2,27 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use chrono::SecondsFormat;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::copies::CopyPlan;
-use crate::error::Error;
+use crate::delete::{self, DeleteOptions, DeleteProgress};
+use crate::error::{Error, Result};
 use crate::export::{self, ExportOptions, Exported, Planned, Progress};
 use crate::keys::{Day, Prefix, Scope};
 use crate::runtime::Cancel;
 use crate::sort::SortOptions;
+use crate::source::postgres::deletion::Limits;
+use crate::source::{BadRows, LeftRow};
+use crate::tally::Tally;
+use crate::verify::{self, Verified};
 
 use super::errors::OrRaise;
 use super::run::{run, run_quietly};
-use super::sources::AnySource;
+use super::sources::{AnySource, PyPostgresSource};
 use super::store::PyStore;
 
 /// The key of a day's file or of a copy.
@@ -65,7 +71,8 @@ pub fn plan_export<'py>(
 /// Exports a day and says what was written.
 #[pyfunction]
 #[pyo3(signature = (store, source, prefix, day, *, per_project, organizations, replace, discard_stored, allow_empty,
-                    allow_open_day, progress, sort_memory, temp_dir, row_group_rows))]
+                    allow_open_day, leave_bad_rows, accept_moved_database, progress, sort_memory, temp_dir,
+                    row_group_rows))]
 #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 pub fn export_day<'py>(
     py: Python<'py>,
@@ -79,6 +86,8 @@ pub fn export_day<'py>(
     discard_stored: bool,
     allow_empty: bool,
     allow_open_day: bool,
+    leave_bad_rows: bool,
+    accept_moved_database: bool,
     progress: Option<Bound<'py, PyAny>>,
     sort_memory: usize,
     temp_dir: Option<PathBuf>,
@@ -98,11 +107,14 @@ pub fn export_day<'py>(
         discard_stored,
         allow_empty,
         allow_open_day,
+        bad_rows: if leave_bad_rows { BadRows::Leave } else { BadRows::Fail },
+        accept_moved_database,
         sort: SortOptions {
             memory_bytes: sort_memory,
             temp_dir,
         },
         row_group_rows,
+        ..ExportOptions::default()
     };
     let counter = if progress.is_some() {
         Progress::with_total()
@@ -128,17 +140,28 @@ pub fn export_day<'py>(
     describe(py, &exported)
 }
 
+/// Bad rows and ids that are listed one by one.
+const LISTED_ROWS: usize = 100;
+const LISTED_IDS: usize = 1000;
+
 fn describe<'py>(py: Python<'py>, exported: &Exported) -> PyResult<Bound<'py, PyDict>> {
     let result = PyDict::new(py);
     let files = PyDict::new(py);
-    files.set_item(&exported.key, exported.file.rows)?;
+    let Tally { rows, views, .. } = exported.file.tally;
+    files.set_item(&exported.key, rows)?;
     result.set_item("date", exported.day.to_string())?;
     result.set_item("dry_run", false)?;
-    result.set_item("total_records", exported.file.rows)?;
-    result.set_item("total_views", exported.file.views)?;
+    result.set_item("outcome", exported.outcome.to_string())?;
+    result.set_item("total_records", rows)?;
+    result.set_item("total_views", views)?;
     result.set_item("files", files)?;
     result.set_item("project_files", exported.project_copies)?;
     result.set_item("organization_files", exported.organization_copies)?;
+    result.set_item("added", exported.merged.added)?;
+    result.set_item("changed", exported.merged.changed)?;
+    result.set_item("kept", exported.merged.kept.rows)?;
+    result.set_item("left", exported.left.len())?;
+    result.set_item("left_rows", left_rows(py, &exported.left)?)?;
     result.set_item("bytes", exported.file.bytes)?;
     result.set_item("sha256", &exported.file.sha256)?;
     result.set_item("etag", &exported.etag)?;
@@ -148,5 +171,151 @@ fn describe<'py>(py: Python<'py>, exported: &Exported) -> PyResult<Bound<'py, Py
         "snapshot_time",
         exported.snapshot_time.to_rfc3339_opts(SecondsFormat::Micros, true),
     )?;
+    result.set_item("verified", true)?;
     Ok(result)
+}
+
+fn left_rows<'py>(py: Python<'py>, left: &[LeftRow]) -> PyResult<Vec<Bound<'py, PyDict>>> {
+    left.iter()
+        .take(LISTED_ROWS)
+        .map(|row| {
+            let described = PyDict::new(py);
+            described.set_item("id", row.id)?;
+            described.set_item("column", row.column)?;
+            described.set_item("reason", &row.reason)?;
+            Ok(described)
+        })
+        .collect()
+}
+
+fn first_ids(ids: &[i64]) -> &[i64] {
+    &ids[..ids.len().min(LISTED_IDS)]
+}
+
+/// Reads a day's file back and verifies it; with a source, says how the two differ.
+#[pyfunction]
+pub fn verify_day<'py>(
+    py: Python<'py>,
+    store: &PyStore,
+    prefix: &str,
+    day: &str,
+    source: Option<AnySource>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let day: Day = day.parse().or_raise()?;
+    let prefix: Prefix = prefix.parse().or_raise()?;
+    let raised = source.as_ref().map(AnySource::raised).unwrap_or_default();
+    let mut source = source.map(AnySource::open).transpose()?;
+    let work = |cancel: &Cancel| {
+        let verified = verify::verify(&store.inner, &prefix, day, cancel)?;
+        let differences = source
+            .as_mut()
+            .map(|source| verify::compare(&verified.stored, source.as_mut(), cancel))
+            .transpose()?;
+        Ok((verified, differences))
+    };
+    let (Verified { stored, tally }, differences) =
+        run_quietly(py, work).map_err(|error| raised.as_cause_of(py, error))?;
+    let result = PyDict::new(py);
+    result.set_item("date", day.to_string())?;
+    result.set_item("key", &stored.key)?;
+    result.set_item("etag", &stored.etag)?;
+    result.set_item("run_id", &stored.run_id)?;
+    result.set_item("bytes", stored.bytes.len())?;
+    result.set_item("sha256", &stored.sha256)?;
+    result.set_item("total_records", tally.rows)?;
+    result.set_item("total_views", tally.views)?;
+    result.set_item("statuses", tally.statuses)?;
+    if let Some(found) = differences {
+        for (name, ids) in [
+            ("missing", &found.missing),
+            ("changed", &found.changed),
+            ("archive_only", &found.archive_only),
+        ] {
+            result.set_item(name, ids.len())?;
+            result.set_item(format!("{name}_ids"), first_ids(ids))?;
+        }
+        result.set_item("left", found.left.len())?;
+        result.set_item("left_rows", left_rows(py, &found.left)?)?;
+    }
+    Ok(result)
+}
+
+/// Deletes a day's exported rows from a database and says what was kept.
+#[pyfunction]
+#[pyo3(signature = (store, source, prefix, day, *, etag, allow_local, accept_moved_database, batch_rows, pause,
+                    max_rows_per_second, max_replica_lag, lock_timeout, statement_timeout, progress))]
+#[allow(clippy::too_many_arguments)]
+pub fn delete_day<'py>(
+    py: Python<'py>,
+    store: &PyStore,
+    source: &PyPostgresSource,
+    prefix: &str,
+    day: &str,
+    etag: Option<String>,
+    allow_local: bool,
+    accept_moved_database: bool,
+    batch_rows: usize,
+    pause: f64,
+    max_rows_per_second: Option<f64>,
+    max_replica_lag: Option<f64>,
+    lock_timeout: f64,
+    statement_timeout: f64,
+    progress: Option<Bound<'py, PyAny>>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let day: Day = day.parse().or_raise()?;
+    let options = DeleteOptions {
+        prefix: prefix.parse().or_raise()?,
+        allow_local,
+        accept_moved_database,
+        etag,
+        batch_rows,
+        pause: seconds("pause", pause).or_raise()?,
+        max_rows_per_second,
+        max_replica_lag: max_replica_lag
+            .map(|lag| seconds("max_replica_lag", lag))
+            .transpose()
+            .or_raise()?,
+        limits: Limits {
+            statement: seconds("statement_timeout", statement_timeout).or_raise()?,
+            lock: seconds("lock_timeout", lock_timeout).or_raise()?,
+        },
+    };
+    let counter = DeleteProgress::default();
+    let mut told = None;
+    let tell = |_: Python<'_>| -> PyResult<()> {
+        let now = counter.rows();
+        if let Some(progress) = &progress
+            && told != Some(now)
+        {
+            told = Some(now);
+            progress.call1(now)?;
+        }
+        Ok(())
+    };
+    let source = source.source();
+    let cancel = Cancel::new();
+    let work = || delete::delete(&source, &store.inner, day, &options, &counter, &cancel);
+    let deleted = run(py, &cancel, work, tell)?;
+    let result = PyDict::new(py);
+    result.set_item("date", day.to_string())?;
+    result.set_item("key", &deleted.key)?;
+    result.set_item("etag", &deleted.etag)?;
+    result.set_item("deleted", deleted.deleted)?;
+    for (name, ids) in [
+        ("changed", &deleted.rest.changed),
+        ("late", &deleted.rest.missing),
+        ("busy", &deleted.rest.unchanged),
+    ] {
+        result.set_item(name, ids.len())?;
+        result.set_item(format!("{name}_ids"), first_ids(ids))?;
+    }
+    result.set_item("left", deleted.rest.left.len())?;
+    result.set_item("batches", deleted.batches)?;
+    result.set_item("seconds", deleted.time.as_secs_f64())?;
+    Ok(result)
+}
+
+fn seconds(name: &str, given: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(given)
+        .map_err(|_| Error::invalid(format!("{name} is {given}; pass seconds, zero or more")))
 }

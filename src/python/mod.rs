@@ -48,6 +48,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(exporter::parquet_path, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::plan_export, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::export_day, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::verify_day, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::delete_day, module)?)?;
     module.add_class::<store::PyStore>()?;
     module.add_class::<sources::PyPostgresSource>()?;
     module.add_class::<sample::PySample>()?;

@@ -41,6 +41,10 @@ fn time(name: &str, seconds: f64) -> Result<Duration> {
 }
 
 impl PyPostgresSource {
+    pub fn source(&self) -> PostgresSource {
+        PostgresSource::new(self.options.clone())
+    }
+
     #[allow(clippy::too_many_arguments)]
     fn options(
         url: &str,
@@ -134,6 +138,13 @@ impl PyPostgresSource {
             self.options.target.shown(),
             self.options.table.shown()
         )
+    }
+
+    /// The same tables and columns in another database.
+    fn at(&self, url: &str) -> PyResult<Self> {
+        let mut options = self.options.clone();
+        options.target = PostgresOptions::new(url).or_raise()?.target;
+        Ok(Self { options })
     }
 
     /// The projects' slugs of each organization, from Read the Docs' tables.

@@ -15,7 +15,7 @@ use super::codes;
 /// The code of "no slug".
 const NONE: u32 = 0;
 
-/// Gives each distinct id or slug the next code, from 1.
+/// Gives each distinct id or slug the next code, from 1. An id and a slug that mean the same have two codes and one rank.
 #[derive(Default)]
 pub struct Codes {
     by_id: HashMap<i32, u32>,
@@ -25,9 +25,9 @@ pub struct Codes {
 impl Codes {
     /// Codes of a column of ids or of slugs; nulls are code 0.
     pub fn encode(&mut self, array: &ArrayRef) -> Result<UInt32Array> {
-        let mixed = || Error::internal("a source handed over batches with slugs and batches without");
         match array.data_type() {
-            DataType::Int32 if self.by_slug.is_empty() => {
+            DataType::Int32 => {
+                let others = self.by_slug.len() as u32;
                 let known = &mut self.by_id;
                 let mut last = None;
                 Ok(array
@@ -37,7 +37,7 @@ impl Codes {
                         (None, _) => NONE,
                         (Some(id), Some((same, code))) if id == same => code,
                         (Some(id), _) => {
-                            let next = known.len() as u32 + 1;
+                            let next = others + known.len() as u32 + 1;
                             let code = *known.entry(id).or_insert(next);
                             last = Some((id, code));
                             code
@@ -46,7 +46,8 @@ impl Codes {
                     .collect::<Vec<u32>>()
                     .into())
             }
-            DataType::Utf8 if self.by_id.is_empty() => {
+            DataType::Utf8 => {
+                let others = self.by_id.len() as u32;
                 let known = &mut self.by_slug;
                 Ok(array
                     .as_string::<i32>()
@@ -56,7 +57,7 @@ impl Codes {
                         Some(slug) => match known.get(slug) {
                             Some(code) => *code,
                             None => {
-                                let next = known.len() as u32 + 1;
+                                let next = others + known.len() as u32 + 1;
                                 known.insert(slug.to_owned(), next);
                                 next
                             }
@@ -66,7 +67,9 @@ impl Codes {
                     .into())
             }
             DataType::Null => Ok(UInt32Array::from(vec![NONE; array.len()])),
-            _ => Err(mixed()),
+            other => Err(Error::internal(format!(
+                "slugs or ids of type {other} reached the sort"
+            ))),
         }
     }
 

@@ -12,7 +12,7 @@ use ::arrow::error::ArrowError;
 use chrono::Utc;
 
 use self::convert::{Column, Rows, is_decodable};
-use super::{Sink, Source, Summary};
+use super::{BadRows, LeftRow, Sink, Source, Summary, leave};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::runtime::Cancel;
@@ -79,10 +79,11 @@ impl ArrowSource {
 }
 
 impl Source for ArrowSource {
-    fn read(&mut self, day: Day, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary> {
+    fn read(&mut self, day: Day, bad_rows: BadRows, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary> {
         cancel.check()?;
         let snapshot_time = Utc::now();
         let stream = self.open(day)?;
+        let mut left = Vec::new();
         let mut reading = Reading {
             day,
             plan: Plan::new(&stream.schema())?,
@@ -95,14 +96,16 @@ impl Source for ArrowSource {
             for offset in (0..batch.num_rows()).step_by(MAX_BATCH_ROWS) {
                 cancel.check()?;
                 let length = MAX_BATCH_ROWS.min(batch.num_rows() - offset);
-                sink(reading.convert(&batch.slice(offset, length))?)?;
-                reading.rows_before += length as u64;
+                reading.hand_over(&batch.slice(offset, length), bad_rows, &mut left, sink)?;
             }
         }
         Ok(Summary {
             source: self.name.clone(),
             snapshot_time,
+            position: None,
             counted: None,
+            earlier_rows: None,
+            left,
             slugs: None,
         })
     }
@@ -194,6 +197,33 @@ struct Reading {
 }
 
 impl Reading {
+    /// Hands over the rows that fit. A batch with a bad row is halved until that row is alone.
+    fn hand_over(
+        &mut self,
+        batch: &RecordBatch,
+        bad_rows: BadRows,
+        left: &mut Vec<LeftRow>,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let rows = batch.num_rows();
+        match self.convert(batch) {
+            Ok(converted) => {
+                self.rows_before += rows as u64;
+                sink(converted)
+            }
+            Err(Error::BadRow { .. }) if bad_rows == BadRows::Leave && rows > 1 => {
+                let half = rows / 2;
+                self.hand_over(&batch.slice(0, half), bad_rows, left, sink)?;
+                self.hand_over(&batch.slice(half, rows - half), bad_rows, left, sink)
+            }
+            Err(error) => {
+                leave(bad_rows, left, error)?;
+                self.rows_before += rows as u64;
+                Ok(())
+            }
+        }
+    }
+
     fn convert(&self, batch: &RecordBatch) -> Result<RecordBatch> {
         let rows = self.rows(batch)?;
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.plan.columns.len());

@@ -9,9 +9,12 @@ use std::collections::HashMap;
 use ::arrow::array::RecordBatch;
 use chrono::{DateTime, Utc};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::keys::Day;
+use crate::position::Position;
 use crate::runtime::Cancel;
+use crate::schema;
+use crate::tally::Tally;
 
 /// Takes a source's batches: either [`crate::schema::pageviews`] whole, or [`crate::schema::facts`]
 /// when the slugs come at the end, in [`Summary::slugs`].
@@ -19,11 +22,58 @@ pub type Sink<'a> = dyn FnMut(RecordBatch) -> Result<()> + 'a;
 
 pub trait Source: Send {
     /// Hands every row of `day` to `sink`. Values that do not fit the schema are errors that name the row's
-    /// id and column.
-    fn read(&mut self, day: Day, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary>;
+    /// id and column, or are left out and listed, as `bad_rows` says.
+    fn read(&mut self, day: Day, bad_rows: BadRows, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary>;
 
     /// How many rows `day` has, without copying them; `None` when only reading them would tell.
     fn count(&mut self, day: Day, cancel: &Cancel) -> Result<Option<u64>>;
+}
+
+/// What becomes of a row with a value that does not fit the schema.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BadRows {
+    /// The export fails with [`crate::error::Error::BadRow`].
+    #[default]
+    Fail,
+    /// The row is left where it is, and listed in [`Summary::left`].
+    Leave,
+}
+
+/// A row that was left in the source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeftRow {
+    pub id: i64,
+    pub column: &'static str,
+    pub reason: String,
+}
+
+/// More bad rows than this are no accident: reading them all fails.
+pub const MOST_LEFT: usize = 10_000;
+
+/// Leaves a bad row, where that is wanted and possible.
+pub(crate) fn leave(bad_rows: BadRows, left: &mut Vec<LeftRow>, error: Error) -> Result<()> {
+    match error {
+        Error::BadRow {
+            row_id: Some(id),
+            column,
+            message,
+        } if bad_rows == BadRows::Leave && column != schema::DATE => {
+            if left.len() >= MOST_LEFT {
+                return Err(Error::BadRow {
+                    row_id: Some(id),
+                    column,
+                    message: format!("more than {MOST_LEFT} rows cannot be exported; the last one: {message}"),
+                });
+            }
+            left.push(LeftRow {
+                id,
+                column,
+                reason: message,
+            });
+            Ok(())
+        }
+        error => Err(error),
+    }
 }
 
 /// What a source knows once it has handed over everything.
@@ -33,16 +83,16 @@ pub struct Summary {
     pub source: String,
     /// The time of the snapshot that the rows belong to.
     pub snapshot_time: DateTime<Utc>,
-    /// Rows and sum of views as the source itself counts them, where it can (PostgreSQL, in SQL).
-    pub counted: Option<Counted>,
+    /// The snapshot's place in the database's history, where there is one.
+    pub position: Option<Position>,
+    /// What the rows handed over add up to as the source itself computes it, where it can (PostgreSQL, in SQL).
+    pub counted: Option<Tally>,
+    /// Whether there are rows of an earlier day; `None` when that is not known, or `day` has rows.
+    pub earlier_rows: Option<bool>,
+    /// Rows that were not handed over, because a value does not fit.
+    pub left: Vec<LeftRow>,
     /// Slugs by id, when the batches came without them.
     pub slugs: Option<Slugs>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Counted {
-    pub rows: u64,
-    pub views: i64,
 }
 
 #[derive(Debug, Clone, Default)]

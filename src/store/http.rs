@@ -31,6 +31,8 @@ tokio::task_local! {
 #[derive(Debug, Default)]
 pub(super) struct Trace {
     requests: AtomicU64,
+    /// Attempts that may have taken effect without saying so.
+    doubtful: AtomicU64,
     answer: Mutex<Answer>,
 }
 
@@ -46,6 +48,8 @@ pub(super) struct Answer {
     pub empty: bool,
     /// There was no answer: why, and what kind of failure it was.
     pub transport: Option<String>,
+    /// There was no answer, but the request may have arrived.
+    pub lost: bool,
     /// No request was sent, because there were no credentials to sign it with.
     pub credentials: Option<String>,
 }
@@ -58,6 +62,11 @@ impl Trace {
 
     pub fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
+    }
+
+    /// Whether an attempt failed in a way that does not say that it had no effect: no answer, or a fault of the server.
+    pub fn doubtful(&self) -> bool {
+        self.doubtful.load(Ordering::Relaxed) > 0
     }
 
     pub fn answer(&self) -> Answer {
@@ -73,6 +82,10 @@ impl Trace {
 
     fn sent() {
         let _ = TRACE.try_with(|trace| trace.requests.fetch_add(1, Ordering::Relaxed));
+    }
+
+    fn doubt() {
+        let _ = TRACE.try_with(|trace| trace.doubtful.fetch_add(1, Ordering::Relaxed));
     }
 
     fn record(answer: Answer) {
@@ -143,8 +156,13 @@ impl HttpService for Traced {
         let response = match self.send(request).await {
             Ok(response) => response,
             Err(error) => {
+                let sent = error.kind() != HttpErrorKind::Connect;
+                if sent {
+                    Trace::doubt();
+                }
                 Trace::record(Answer {
                     transport: Some(causes(&error)),
+                    lost: sent,
                     ..Answer::default()
                 });
                 return Err(error);
@@ -168,6 +186,9 @@ impl HttpService for Traced {
         if status < 400 {
             Trace::record(answer);
             return Ok(response);
+        }
+        if status >= 500 || status == 408 {
+            Trace::doubt();
         }
         let (parts, body) = response.into_parts();
         let body = body.bytes().await?;

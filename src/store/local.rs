@@ -60,17 +60,18 @@ impl Folder {
             offset: range.start,
             size,
             etag,
-            metadata: BTreeMap::new(),
+            metadata: metadata_of(&file),
         }))
     }
 
-    pub fn put(&self, key: &str, bytes: &[u8], write: &Write) -> Result<String> {
+    pub fn put(&self, key: &str, bytes: &[u8], write: &Write, metadata: &[(&str, String)]) -> Result<String> {
         let path = self.root.join(key);
         let fail = |error| self.error("writing", key, &path, error);
         let folder = path.parent().unwrap_or(&self.root);
         create_folders(folder).map_err(fail)?;
         let mut draft = Draft::new(folder, &path).map_err(fail)?;
         draft.file.write_all(bytes).map_err(fail)?;
+        set_metadata(&draft.file, metadata);
 
         let _lock = lock(folder).map_err(fail)?;
         let old = match std::fs::metadata(&path) {
@@ -130,6 +131,45 @@ impl Folder {
             _ => Error::io(format!("{doing} {path}"), error),
         }
     }
+}
+
+/// Names of extended attributes that users may set begin so on Linux.
+const USER: &str = "user.";
+/// Room for the names and values of ours.
+const ATTRIBUTES: usize = 4096;
+
+/// Keeps metadata in extended attributes, which appear and vanish with the file. Not every file system has them,
+/// and the file says the most important things itself, so a failure is no error.
+fn set_metadata(file: &File, metadata: &[(&str, String)]) {
+    for (name, value) in metadata {
+        if let Err(error) = rustix::fs::fsetxattr(
+            file,
+            format!("{USER}{name}"),
+            value.as_bytes(),
+            rustix::fs::XattrFlags::empty(),
+        ) {
+            log::debug!("{name} is not kept: {error}");
+            return;
+        }
+    }
+}
+
+fn metadata_of(file: &File) -> BTreeMap<String, String> {
+    let mut names = vec![0; ATTRIBUTES];
+    let Ok(length) = rustix::fs::flistxattr(file, &mut names[..]) else {
+        return BTreeMap::new();
+    };
+    let value = |name: &str| {
+        let mut value = vec![0; ATTRIBUTES];
+        let length = rustix::fs::fgetxattr(file, name, &mut value[..]).ok()?;
+        value.truncate(length);
+        String::from_utf8(value).ok()
+    };
+    names[..length]
+        .split(|byte| *byte == 0)
+        .filter_map(|name| std::str::from_utf8(name).ok())
+        .filter_map(|name| Some((name.strip_prefix(USER)?.to_owned(), value(name)?)))
+        .collect()
 }
 
 /// Changes with every write: a new file, a later time.

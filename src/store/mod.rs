@@ -86,7 +86,8 @@ pub struct Fetched {
     /// The size of the whole object.
     pub size: u64,
     pub etag: String,
-    /// The metadata that the object was written with; local folders keep none.
+    /// The metadata that the object was written with. Local folders keep it where the file system has extended
+    /// attributes.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -98,6 +99,27 @@ pub enum Write {
     /// Only over this ETag.
     Replace(String),
     Overwrite,
+}
+
+/// Why an object was not written, as far as can be told.
+#[derive(Debug, Clone)]
+pub struct NotPut {
+    pub error: Error,
+    /// An attempt ended without saying that it had no effect: the object may be there.
+    pub doubtful: bool,
+    /// The last attempt was not answered at all: the store may still be about to write the object.
+    pub lost: bool,
+}
+
+/// A failure that certainly had no effect.
+impl From<Error> for NotPut {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            doubtful: false,
+            lost: false,
+        }
+    }
 }
 
 /// Counts what a store does, for one query or one export.
@@ -265,6 +287,19 @@ impl Store {
         write: Write,
         metadata: &[(&'static str, String)],
     ) -> Result<String> {
+        self.try_put(key, bytes, write, metadata)
+            .await
+            .map_err(|failed| failed.error)
+    }
+
+    /// [`Self::put`], telling of a failure whether it can have had an effect.
+    pub async fn try_put(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        write: Write,
+        metadata: &[(&'static str, String)],
+    ) -> Result<String, NotPut> {
         let Some(folder) = self.folder.clone() else {
             return self
                 .target
@@ -273,7 +308,8 @@ impl Store {
         };
         let key = self.target.location.full_key(key)?;
         let written = bytes.len() as u64;
-        let etag = blocking(move || folder.put(&key, &bytes, &write)).await?;
+        let metadata = metadata.to_vec();
+        let etag = blocking(move || folder.put(&key, &bytes, &write, &metadata)).await?;
         self.count(0, written);
         Ok(etag)
     }

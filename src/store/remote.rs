@@ -15,7 +15,7 @@ use super::clients::{Client, Target};
 use super::error::{Context, Doing, Meaning, conflict};
 use super::http::Trace;
 use super::options::Options;
-use super::{Counters, Fetched, Got, IfVersion, Kind, Part, Write, span};
+use super::{Counters, Fetched, Got, IfVersion, Kind, NotPut, Part, Write, span};
 use crate::error::{Error, Result};
 
 /// Larger objects need a multipart upload, which has no conditions.
@@ -207,15 +207,17 @@ impl Target {
         write: &Write,
         metadata: &[(&'static str, String)],
         counters: Option<&Counters>,
-    ) -> Result<String> {
+    ) -> Result<String, NotPut> {
         let full_key = self.location.full_key(key)?;
         let path = parse(&full_key)?;
         let context = self.context(Doing::Writing, key, &full_key);
         if bytes.len() > LARGEST_PUT {
-            return Err(context.broken(
-                "the object is larger than 5 GiB, the most that can be written at once",
-                false,
-            ));
+            return Err(context
+                .broken(
+                    "the object is larger than 5 GiB, the most that can be written at once",
+                    false,
+                )
+                .into());
         }
         let kind = self.location.kind;
         let mode = match write {
@@ -247,18 +249,32 @@ impl Target {
         self.count(counters, &trace, 0, length);
         let answer = trace.answer();
         let conditional = !matches!(write, Write::Overwrite);
-        match result {
+        let error = match result {
             Ok(put) => match put.e_tag.filter(|etag| !etag.is_empty()) {
-                Some(etag) => Ok(our_etag(kind, etag, put.version.as_deref())),
-                None => Err(context.broken("the store sent no ETag for what was written", false)),
+                Some(etag) => return Ok(our_etag(kind, etag, put.version.as_deref())),
+                // Success without an ETag is not how a store says it; a proxy's page, perhaps.
+                None => {
+                    return Err(NotPut {
+                        error: context.broken("the store sent no ETag for what was written", true),
+                        doubtful: true,
+                        lost: true,
+                    });
+                }
             },
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })
                 if conditional && matches!(answer.meaning(), Meaning::Other | Meaning::NoSuchKey) =>
             {
-                Err(conflict(key, write))
+                conflict(key, write)
             }
-            Err(error) => Err(context.explain(&error, &answer)),
-        }
+            // Two conditional writes at the same moment: S3 lets one of them through.
+            Err(_) if conditional && answer.status == Some(409) => conflict(key, write),
+            Err(error) => context.explain(&error, &answer),
+        };
+        Err(NotPut {
+            error,
+            doubtful: trace.doubtful(),
+            lost: answer.lost,
+        })
     }
 
     pub async fn delete(&self, key: &str, counters: Option<&Counters>) -> Result<()> {

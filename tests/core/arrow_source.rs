@@ -12,8 +12,8 @@ use arrow::error::ArrowError;
 use parquet_analytics::error::{Error, Kind, Result};
 use parquet_analytics::runtime::Cancel;
 use parquet_analytics::schema;
-use parquet_analytics::source::Source;
 use parquet_analytics::source::arrow::{ArrowSource, MAX_BATCH_ROWS, Stream};
+use parquet_analytics::source::{BadRows, Source};
 use rand::SeedableRng;
 
 use crate::support::{Row, batch_of, day, random_rows, rows_of};
@@ -29,7 +29,7 @@ fn read(stream: Stream) -> Result<Vec<RecordBatch>> {
         batches.push(batch);
         Ok(())
     };
-    ArrowSource::once(stream).read(day(), &mut keep, &Cancel::new())?;
+    ArrowSource::once(stream).read(day(), BadRows::Fail, &mut keep, &Cancel::new())?;
     Ok(batches)
 }
 
@@ -442,8 +442,10 @@ fn an_error_of_the_producer_comes_out_in_its_own_words() {
 fn a_stream_is_read_once_and_a_function_again_and_again() {
     let mut nothing = |_| Ok(());
     let mut once = ArrowSource::once(stream(vec![batch_of(&rows(3))]));
-    once.read(day(), &mut nothing, &Cancel::new()).unwrap();
-    let error = once.read(day(), &mut nothing, &Cancel::new()).unwrap_err();
+    once.read(day(), BadRows::Fail, &mut nothing, &Cancel::new()).unwrap();
+    let error = once
+        .read(day(), BadRows::Fail, &mut nothing, &Cancel::new())
+        .unwrap_err();
     assert!(error.to_string().contains("only once"), "{error}");
 
     let mut asked = Vec::new();
@@ -454,7 +456,9 @@ fn a_stream_is_read_once_and_a_function_again_and_again() {
     })
     .named("a test");
     for _ in 0..2 {
-        let summary = per_day.read(day(), &mut nothing, &Cancel::new()).unwrap();
+        let summary = per_day
+            .read(day(), BadRows::Fail, &mut nothing, &Cancel::new())
+            .unwrap();
         assert_eq!(summary.source, "a test");
         assert!(summary.counted.is_none() && summary.slugs.is_none());
         asked.push(receiver.recv().unwrap());
@@ -476,7 +480,9 @@ fn a_stop_is_noticed_between_batches() {
     };
     let batch = batch_of(&rows(3));
     let mut source = ArrowSource::once(stream(vec![batch; 100]));
-    let error = source.read(day(), &mut stop_at_second, &cancel).unwrap_err();
+    let error = source
+        .read(day(), BadRows::Fail, &mut stop_at_second, &cancel)
+        .unwrap_err();
     assert!(matches!(error, Error::Interrupted));
     assert_eq!(seen, 6);
 }

@@ -4,6 +4,7 @@ use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int16Type, Int32Type, Int64Type};
 use parquet_analytics::error::{Error, Result};
 use parquet_analytics::schema;
+use parquet_analytics::source::BadRows;
 use parquet_analytics::source::postgres::copy::{Decoder, Layout};
 use proptest::prelude::*;
 
@@ -56,7 +57,7 @@ fn decode(layout: Layout, pieces: &[&[u8]]) -> Result<Vec<RecordBatch>> {
         batches.push(batch);
         Ok(())
     };
-    let mut decoder = Decoder::new(layout);
+    let mut decoder = Decoder::new(layout, BadRows::Fail);
     for piece in pieces {
         decoder.push(piece, &mut sink)?;
     }
@@ -215,7 +216,7 @@ fn many_rows_come_in_batches_that_are_all_there() {
 
 #[test]
 fn an_error_of_the_sink_ends_it() {
-    let mut decoder = Decoder::new(ALL);
+    let mut decoder = Decoder::new(ALL, BadRows::Fail);
     let data = whole(&[row_with(2, None)]);
     let mut sink = |_| Err(Error::Interrupted);
     decoder.push(&data, &mut sink).unwrap();

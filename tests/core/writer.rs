@@ -15,6 +15,7 @@ fn facts() -> FileFacts {
         source: "postgresql://db:5432/docs/analytics_pageview".to_owned(),
         run_id: "run".to_owned(),
         snapshot_time: "2026-07-02T03:04:05Z".parse().unwrap(),
+        position: None,
     }
 }
 
@@ -27,9 +28,9 @@ fn a_file_says_what_it_is_and_holds_what_was_written() {
         writer.write(&batch_of(part)).unwrap();
     }
     let (bytes, written) = writer.finish().unwrap();
-    assert_eq!(written.rows, 30_000);
+    assert_eq!(written.tally.rows, 30_000);
     assert_eq!(
-        written.views,
+        written.tally.views,
         rows.iter().map(|row| i64::from(row.view_count)).sum::<i64>()
     );
     assert_eq!(written.bytes, bytes.len() as u64);
@@ -59,7 +60,7 @@ fn a_file_says_what_it_is_and_holds_what_was_written() {
     assert_eq!(said("parquet_analytics.source"), facts().source);
     assert_eq!(said("parquet_analytics.run_id"), "run");
     assert_eq!(said("parquet_analytics.rows"), "30000");
-    assert_eq!(said("parquet_analytics.views"), written.views.to_string());
+    assert_eq!(said("parquet_analytics.views"), written.tally.views.to_string());
     assert_eq!(said("parquet_analytics.snapshot_time"), "2026-07-02T03:04:05.000000Z");
     for group in metadata.row_groups() {
         let order = group.sorting_columns().unwrap();
@@ -83,7 +84,7 @@ fn a_file_says_what_it_is_and_holds_what_was_written() {
 #[test]
 fn a_day_without_rows_is_a_readable_file() {
     let (bytes, written) = DayWriter::new(Vec::new(), &facts(), 10).unwrap().finish().unwrap();
-    assert_eq!((written.rows, written.views), (0, 0));
+    assert_eq!((written.tally.rows, written.tally.views), (0, 0));
     let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes)).unwrap();
     assert_eq!(reader.schema().fields(), schema::pageviews().fields());
     assert_eq!(reader.build().unwrap().count(), 0);

@@ -47,6 +47,16 @@ impl Identifier {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name as a string literal of SQL.
+    pub(super) fn literal(&self) -> String {
+        literal(&self.0)
+    }
+}
+
+/// A string literal of SQL, whatever `standard_conforming_strings` is.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 impl FromStr for Identifier {
@@ -99,9 +109,9 @@ impl fmt::Display for Table {
 }
 
 impl Table {
-    /// The quoted form as a string literal of SQL, whatever `standard_conforming_strings` is.
+    /// The quoted form as a string literal of SQL.
     pub(super) fn literal(&self) -> String {
-        format!("E'{}'", self.to_string().replace('\\', "\\\\").replace('\'', "''"))
+        literal(&self.to_string())
     }
 
     /// `schema.table` as people write it.

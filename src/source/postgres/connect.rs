@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgRow};
 use sqlx::{ConnectOptions, Connection, Row};
 
@@ -10,6 +11,7 @@ use super::config::{PostgresOptions, Table};
 use super::target::Target;
 use super::tls;
 use crate::error::{Error, Result};
+use crate::position::{Position, parse_lsn};
 
 /// How much longer than `statement_timeout` to wait for the server to say so.
 const GRACE: Duration = Duration::from_secs(60);
@@ -41,11 +43,26 @@ pub async fn connect(target: &Target) -> Result<PgConnection> {
 /// What is being done while there is no connection yet.
 const CONNECTING: &str = "connecting";
 
-/// A read-only transaction in which every statement sees the same snapshot.
-pub struct Snapshot<'a> {
+/// A connection on which statements run one at a time.
+pub struct Session<'a> {
     connection: PgConnection,
     options: &'a PostgresOptions,
 }
+
+/// A read-only transaction in which every statement sees the same snapshot.
+pub struct Snapshot<'a> {
+    session: Session<'a>,
+    options: &'a PostgresOptions,
+    standby: bool,
+    /// The end of the log that a standby had replayed before the snapshot.
+    replayed: String,
+    /// The function that tells the cluster's identifier may be called.
+    may_identify: bool,
+}
+
+/// The standby's end of the replayed log, the primary's end of the written one.
+const END_OF_LOG: &str =
+    "coalesce(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END, '0/0')";
 
 impl<'a> Snapshot<'a> {
     /// A snapshot in which `table` is held as it is: no ALTER TABLE or TRUNCATE gets in between.
@@ -53,8 +70,13 @@ impl<'a> Snapshot<'a> {
     /// The lock comes before the snapshot. A statement that waits for an ALTER TABLE with a snapshot from before
     /// it finds the rewritten table empty.
     pub async fn begin(options: &'a PostgresOptions, table: Option<&Table>) -> Result<Snapshot<'a>> {
-        let connection = connect(&options.target).await?;
-        let mut snapshot = Self { connection, options };
+        let mut snapshot = Self {
+            session: Session::connect(options).await?,
+            options,
+            standby: false,
+            replayed: String::new(),
+            may_identify: false,
+        };
         let name = table.map_or_else(|| "NULL".to_owned(), Table::literal);
         // Only what can be locked by a user who may read it: a view or foreign table cannot, nor can a table of
         // which only some columns are granted.
@@ -62,17 +84,20 @@ impl<'a> Snapshot<'a> {
             "SELECT (current_setting('server_version_num')::int >= 140000 AND version() LIKE '%linux%')::text,
                     (current_setting('server_encoding') = 'SQL_ASCII')::text,
                     (SELECT relkind IN ('r', 'p') AND has_table_privilege(oid, 'SELECT')
-                     FROM pg_class WHERE oid = to_regclass({name}))::text"
+                     FROM pg_class WHERE oid = to_regclass({name}))::text,
+                    has_function_privilege('pg_control_system()', 'EXECUTE')::text"
         );
         let rows = snapshot.query("looking at the server", &sql).await?;
-        let is = |column| -> Result<bool> {
-            let said = rows.first().map(|row| text(row, column)).transpose()?.flatten();
-            Ok(said.as_deref() == Some("true"))
-        };
+        let is = |column| is_true(&rows, column);
+        snapshot.may_identify = is(3)?;
 
-        let milliseconds = |time: Duration| time.as_millis().min(i32::MAX as u128);
+        // One message, so that a pooler lets all of it run on one server: how far its log was replayed has to be
+        // known before the snapshot, and is of no use about another server.
         let mut begin = format!(
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+            "BEGIN READ ONLY;
+             SELECT pg_is_in_recovery()::text, {END_OF_LOG}::text;
+             COMMIT;
+             BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
              SET LOCAL statement_timeout = {};
              SET LOCAL lock_timeout = {};",
             milliseconds(options.statement_timeout),
@@ -86,12 +111,68 @@ impl<'a> Snapshot<'a> {
             // Such a database holds any bytes; the decoder says in which row they are not UTF-8.
             begin += "SET LOCAL client_encoding = 'SQL_ASCII';";
         }
-        snapshot.query("beginning a transaction", &begin).await?;
+        let began = snapshot.query("beginning a transaction", &begin).await?;
+        snapshot.standby = is_true(&began, 0)?;
+        snapshot.replayed = said(&began, 1)?;
         if let Some(table) = table.filter(|_| is(2).unwrap_or_default()) {
             let lock = format!("LOCK TABLE {table} IN ACCESS SHARE MODE");
             snapshot.query("waiting for the table", &lock).await?;
         }
         Ok(snapshot)
+    }
+
+    /// When the snapshot was taken, if this is the first query.
+    pub async fn time(&mut self) -> Result<DateTime<Utc>> {
+        let sql = "SELECT (extract(epoch FROM statement_timestamp()) * 1000000)::bigint::text";
+        let rows = self.query("taking the snapshot", sql).await?;
+        said(&rows, 0)?
+            .parse()
+            .ok()
+            .and_then(DateTime::from_timestamp_micros)
+            .ok_or_else(|| Error::internal("the database's clock is out of range"))
+    }
+
+    /// Where in the database's history the snapshot was taken.
+    pub async fn position(&mut self) -> Result<Position> {
+        let sql = format!(
+            "SELECT {IDENTITY}, pg_is_in_recovery()::text, pg_current_snapshot()::text, {END_OF_LOG}::text",
+            IDENTITY = identity(self.may_identify)
+        );
+        let rows = self.query("asking for the snapshot's position", &sql).await?;
+        if is_true(&rows, 1)? != self.standby {
+            return Err(Error::Database {
+                message: format!(
+                    "{} was promoted while it was being read; try again",
+                    self.options.target.server()
+                ),
+                sqlstate: None,
+                retryable: true,
+            });
+        }
+        let lsn = |text: &str| parse_lsn(text).ok_or_else(|| Error::internal("the end of the log is no place in it"));
+        let (before, after) = (lsn(&self.replayed)?, lsn(&said(&rows, 3)?)?);
+        Position::new(said(&rows, 0)?, self.standby, &said(&rows, 2)?, before, after)
+    }
+
+    pub async fn query(&mut self, doing: &str, sql: &str) -> Result<Vec<PgRow>> {
+        self.session.query(doing, sql).await
+    }
+
+    pub async fn copy_out(&mut self, sql: &str, take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.session.copy_out("copying the rows", sql, take).await
+    }
+
+    pub async fn commit(mut self) -> Result<()> {
+        self.query("ending the transaction", "COMMIT").await?;
+        self.session.close().await;
+        Ok(())
+    }
+}
+
+impl<'a> Session<'a> {
+    pub async fn connect(options: &'a PostgresOptions) -> Result<Session<'a>> {
+        let connection = connect(&options.target).await?;
+        Ok(Self { connection, options })
     }
 
     /// Runs statements and gives their rows.
@@ -104,11 +185,20 @@ impl<'a> Snapshot<'a> {
         .await
     }
 
+    /// Runs a statement and says how many rows it changed.
+    pub async fn execute(&mut self, doing: &str, sql: &str) -> Result<u64> {
+        let target = &self.options.target;
+        let result = sqlx::raw_sql(sql).execute(&mut self.connection);
+        let result = in_time(self.options, doing, async {
+            result.await.map_err(|error| failed(target, doing, error))
+        });
+        Ok(result.await?.rows_affected())
+    }
+
     /// Runs a `COPY ... TO STDOUT`, handing over its bytes as they come.
-    pub async fn copy_out(&mut self, sql: &str, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    pub async fn copy_out(&mut self, doing: &str, sql: &str, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         use futures::TryStreamExt;
 
-        let doing = "copying the rows";
         let failed = |error| failed(&self.options.target, doing, error);
         let copying = async {
             let mut stream = self.connection.copy_out_raw(sql).await.map_err(failed)?;
@@ -120,11 +210,9 @@ impl<'a> Snapshot<'a> {
         in_time(self.options, doing, copying).await
     }
 
-    pub async fn commit(mut self) -> Result<()> {
-        self.query("ending the transaction", "COMMIT").await?;
-        // The work is done; a connection that does not end politely changes nothing.
+    /// The work is done; a connection that does not end politely changes nothing.
+    pub async fn close(self) {
         let _ = self.connection.close().await;
-        Ok(())
     }
 }
 
@@ -144,6 +232,33 @@ async fn in_time<T>(options: &PostgresOptions, doing: &str, work: impl Future<Ou
             retryable: true,
         })
     })
+}
+
+/// What identifies the database, whatever its name and address: the cluster's system identifier, and the
+/// database's oid. Some providers do not let everybody ask for the first.
+pub fn identity(may_identify: bool) -> &'static str {
+    if may_identify {
+        "(SELECT system_identifier FROM pg_control_system()) || '/' ||
+         (SELECT oid FROM pg_database WHERE datname = current_database())"
+    } else {
+        "'-/' || (SELECT oid FROM pg_database WHERE datname = current_database())"
+    }
+}
+
+pub fn milliseconds(time: Duration) -> u128 {
+    time.as_millis().min(i32::MAX as u128)
+}
+
+/// A column of the first row, which has to be there.
+pub fn said(rows: &[PgRow], column: usize) -> Result<String> {
+    let said = rows.first().map(|row| text(row, column)).transpose()?.flatten();
+    said.ok_or_else(|| Error::internal("the database left an answer out"))
+}
+
+/// Whether a column of the first row is true.
+pub fn is_true(rows: &[PgRow], column: usize) -> Result<bool> {
+    let said = rows.first().map(|row| text(row, column)).transpose()?.flatten();
+    Ok(said.as_deref() == Some("true"))
 }
 
 /// A column of a row, as text.

@@ -8,6 +8,7 @@ use arrow::array::{Int16Builder, Int32Builder, Int64Builder, RecordBatch, String
 
 use crate::error::{Error, Result};
 use crate::schema;
+use crate::source::{BadRows, LeftRow, leave};
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
@@ -43,6 +44,8 @@ enum State {
 
 pub struct Decoder {
     layout: Layout,
+    bad_rows: BadRows,
+    left: Vec<LeftRow>,
     state: State,
     /// A row that is not whole yet.
     partial: Vec<u8>,
@@ -90,9 +93,11 @@ fn malformed(what: &str) -> Error {
 }
 
 impl Decoder {
-    pub fn new(layout: Layout) -> Self {
+    pub fn new(layout: Layout, bad_rows: BadRows) -> Self {
         Self {
             layout,
+            bad_rows,
+            left: Vec::new(),
             state: State::Header,
             partial: Vec::new(),
             columns: Columns::default(),
@@ -127,8 +132,14 @@ impl Decoder {
         Ok(())
     }
 
+    /// Rows handed over.
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Rows left out, because a value does not fit.
+    pub fn left(&self) -> &[LeftRow] {
+        &self.left
     }
 
     pub fn project_ids(&self) -> &HashSet<i32> {
@@ -170,7 +181,9 @@ impl Decoder {
             let Some(end) = row_end(bytes, at + 2, self.layout.fields())? else {
                 break;
             };
-            self.row(&bytes[at + 2..end])?;
+            if let Err(error) = self.row(&bytes[at + 2..end]) {
+                leave(self.bad_rows, &mut self.left, error)?;
+            }
             at = end;
             if self.columns.rows >= BATCH_ROWS || self.columns.text_bytes >= BATCH_TEXT_BYTES {
                 sink(self.columns.take()?)?;

@@ -4,24 +4,27 @@
 pub mod config;
 pub mod connect;
 pub mod copy;
+pub mod deletion;
 pub mod target;
 mod tls;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 
 pub use config::PostgresOptions;
 use config::{Identifier, SlugTable, Table};
-use connect::{Snapshot, text};
+use connect::{Snapshot, is_true, text};
 use copy::{Decoder, Layout};
 pub use target::Target;
 
-use super::{Counted, Sink, Slugs, Source, Summary};
+use super::{BadRows, LeftRow, Sink, Slugs, Source, Summary};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::runtime::{Cancel, block_on};
 use crate::schema;
+use crate::tally::Tally;
 
 /// Ids in one question for slugs.
 const IDS_AT_ONCE: usize = 10_000;
@@ -34,6 +37,11 @@ pub struct PostgresSource {
 impl PostgresSource {
     pub fn new(options: PostgresOptions) -> Self {
         Self { options }
+    }
+
+    /// The user and server, for messages.
+    pub fn server(&self) -> String {
+        self.options.target.server()
     }
 
     /// The projects' slugs of each organization, by its slug.
@@ -107,17 +115,36 @@ impl PostgresSource {
         Ok(())
     }
 
-    async fn read_snapshot(&self, day: Day, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary> {
-        let mut snapshot = Snapshot::begin(&self.options, Some(&self.options.table)).await?;
-        self.check_tables(&mut snapshot).await?;
-        let names: Vec<String> = self.copied().iter().map(|(_, column)| column.to_string()).collect();
-        let filter = format!(
+    /// `FROM table WHERE date = day`.
+    fn of_day(&self, day: Day) -> String {
+        format!(
             "FROM {} WHERE {} = '{day}'",
             self.options.table, self.options.columns.date
-        );
-        let sql = format!("COPY (SELECT {} {filter}) TO STDOUT (FORMAT binary)", names.join(", "));
+        )
+    }
 
-        let mut decoder = Decoder::new(self.layout());
+    /// The names of the columns to copy, for a query.
+    fn column_list(&self) -> String {
+        let names: Vec<String> = self.copied().iter().map(|(_, column)| column.to_string()).collect();
+        names.join(", ")
+    }
+
+    async fn read_snapshot(
+        &self,
+        day: Day,
+        bad_rows: BadRows,
+        sink: &mut Sink<'_>,
+        cancel: &Cancel,
+    ) -> Result<Summary> {
+        let mut snapshot = Snapshot::begin(&self.options, Some(&self.options.table)).await?;
+        let snapshot_time = snapshot.time().await?;
+        self.check_tables(&mut snapshot).await?;
+        let sql = format!(
+            "COPY (SELECT {} {}) TO STDOUT (FORMAT binary)",
+            self.column_list(),
+            self.of_day(day)
+        );
+        let mut decoder = Decoder::new(self.layout(), bad_rows);
         let mut checked = |batch| {
             cancel.check()?;
             sink(batch)
@@ -137,51 +164,124 @@ impl PostgresSource {
                 ));
             }
         };
-        let sql = format!(
-            "SELECT count(*)::text, coalesce(sum({}), 0)::text, (extract(epoch FROM now()) * 1000000)::bigint::text {filter}",
-            self.options.columns.view_count
-        );
-        let rows = snapshot.query("counting the rows", &sql).await?;
-        let said = |column: usize| -> Result<i64> {
-            let value = rows.first().map(|row| text(row, column)).transpose()?.flatten();
-            value
-                .and_then(|value| value.parse().ok())
-                .ok_or_else(|| Error::internal("the database's count of the rows is no number"))
+        let counted = self.count_snapshot(&mut snapshot, day, decoder.left()).await?;
+        let earlier_rows = if counted.rows == 0 {
+            Some(self.has_earlier_rows(&mut snapshot, day).await?)
+        } else {
+            None
         };
-        let counted = Counted {
-            rows: said(0)?.unsigned_abs(),
-            views: said(1)?,
-        };
-        let snapshot_time = DateTime::<Utc>::from_timestamp_micros(said(2)?)
-            .ok_or_else(|| Error::internal("the database's clock is out of range"))?;
+        let position = snapshot.position().await?;
         snapshot.commit().await?;
         log::debug!("{day}: {} rows copied from {}", decoder.rows(), self.shown());
         Ok(Summary {
             source: self.shown(),
             snapshot_time,
+            position: Some(position),
             counted: Some(counted),
+            earlier_rows,
+            left: decoder.left().to_vec(),
             slugs: Some(Slugs { projects, versions }),
         })
+    }
+
+    /// What the day's rows add up to, without those that were left, computed by the database.
+    async fn count_snapshot(&self, snapshot: &mut Snapshot<'_>, day: Day, left: &[LeftRow]) -> Result<Tally> {
+        let columns = &self.options.columns;
+        let id = &columns.id;
+        let mut filter = self.of_day(day);
+        if !left.is_empty() {
+            let ids: Vec<String> = left.iter().map(|row| row.id.to_string()).collect();
+            filter += &format!(" AND {id} <> ALL('{{{}}}'::bigint[])", ids.join(","));
+        }
+        let status = columns
+            .status
+            .as_ref()
+            .map_or_else(|| "200".to_owned(), ToString::to_string);
+        let sql = format!(
+            "SELECT s::text, count(*)::text, coalesce(sum(v), 0)::text, min(i)::text, max(i)::text
+             FROM (SELECT {status} AS s, {} AS v, {id} AS i {filter}) AS of_day GROUP BY s",
+            columns.view_count
+        );
+        let mut counted = Tally::default();
+        for row in &snapshot.query("counting the rows", &sql).await? {
+            counted = counted.plus(&Tally {
+                rows: number(row, 1)?,
+                views: number(row, 2)?,
+                ids: Some((number(row, 3)?, number(row, 4)?)),
+                statuses: [(number(row, 0)?, number(row, 1)?)].into(),
+            })?;
+        }
+        if !self.has_unique_ids(snapshot).await? {
+            let sql = format!("SELECT count(DISTINCT {id})::text {filter}");
+            let rows = snapshot.query("counting the ids", &sql).await?;
+            let distinct: u64 = rows.first().map_or(Ok(0), |row| number(row, 0))?;
+            if distinct != counted.rows {
+                return Err(Error::BadRow {
+                    row_id: None,
+                    column: schema::ID,
+                    message: format!(
+                        "{} rows have {distinct} different ids; rows are told apart by id, so it has to be unique",
+                        counted.rows
+                    ),
+                });
+            }
+        }
+        Ok(counted)
+    }
+
+    /// Whether an index makes sure that no id repeats within a day.
+    async fn has_unique_ids(&self, snapshot: &mut Snapshot<'_>) -> Result<bool> {
+        let sql = unique_ids(&self.options);
+        is_true(&snapshot.query("looking at the indexes", &sql).await?, 0)
+    }
+
+    async fn has_earlier_rows(&self, snapshot: &mut Snapshot<'_>, day: Day) -> Result<bool> {
+        let (table, date) = (&self.options.table, &self.options.columns.date);
+        let sql =
+            format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE {date} < '{day}' AND {date} > '-infinity')::text");
+        is_true(&snapshot.query("looking for an earlier day", &sql).await?, 0)
     }
 }
 
 impl Source for PostgresSource {
-    fn read(&mut self, day: Day, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary> {
-        block_on(cancel, self.read_snapshot(day, sink, cancel))
+    fn read(&mut self, day: Day, bad_rows: BadRows, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary> {
+        block_on(cancel, self.read_snapshot(day, bad_rows, sink, cancel))
     }
 
     fn count(&mut self, day: Day, cancel: &Cancel) -> Result<Option<u64>> {
         block_on(cancel, async {
             let mut snapshot = Snapshot::begin(&self.options, Some(&self.options.table)).await?;
             self.check_tables(&mut snapshot).await?;
-            let (table, date) = (&self.options.table, &self.options.columns.date);
-            let sql = format!("SELECT count(*)::text FROM {table} WHERE {date} = '{day}'");
+            let sql = format!("SELECT count(*)::text {}", self.of_day(day));
             let rows = snapshot.query("counting the rows", &sql).await?;
-            let count = rows.first().map(|row| text(row, 0)).transpose()?.flatten();
+            let count = rows.first().map(|row| number(row, 0)).transpose()?;
             snapshot.commit().await?;
-            Ok(count.and_then(|count| count.parse().ok()))
+            Ok(count)
         })
     }
+}
+
+/// A query that tells whether a unique index covers the id alone, or the id and the date.
+fn unique_ids(options: &PostgresOptions) -> String {
+    let columns = &options.columns;
+    format!(
+        "SELECT EXISTS (
+             SELECT 1 FROM pg_index i
+             WHERE i.indrelid = to_regclass({}) AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL
+               AND (SELECT bool_and(coalesce(a.attname IN ({id}, {}), false)) AND bool_or(a.attname = {id})
+                    FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k
+                    LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k))::text",
+        options.table.literal(),
+        columns.date.literal(),
+        id = columns.id.literal()
+    )
+}
+
+/// A column that the database has computed as a number.
+fn number<T: FromStr>(row: &PgRow, column: usize) -> Result<T> {
+    text(row, column)?
+        .and_then(|value| value.parse().ok())
+        .ok_or_else(|| Error::internal("the database's count of the rows is no number, or too large"))
 }
 
 const INTEGERS: &[&str] = &["smallint", "integer", "bigint"];

@@ -1,0 +1,174 @@
+//! Deletes rows from the page views' table, a batch in a transaction: the rows are locked, handed over for
+//! comparison, and only those that the comparison names are deleted. Which rows those are is not decided here.
+
+use std::time::Duration;
+
+use arrow::array::RecordBatch;
+
+use super::connect::{Session, identity, is_true, milliseconds, said};
+use super::copy::Decoder;
+use super::{PostgresSource, number, unique_ids};
+use crate::error::{Error, Result};
+use crate::keys::Day;
+use crate::source::BadRows;
+use crate::steps::{Step, reached};
+
+/// A connection that may write.
+pub struct Deleter<'a> {
+    source: &'a PostgresSource,
+    session: Session<'a>,
+    /// The cluster's system identifier and the database's oid.
+    pub database: String,
+    begin: String,
+}
+
+/// How long a batch may hold its locks, and wait for others'.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// For each statement of a batch, and for the client between two of them.
+    pub statement: Duration,
+    pub lock: Duration,
+}
+
+/// What became of one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    pub deleted: u64,
+}
+
+impl<'a> Deleter<'a> {
+    /// Connects and makes sure that rows can be deleted one by one here.
+    ///
+    /// # Errors
+    /// [`Error::DeletionRefused`] for a standby, a read-only database, or a table in which an id can repeat.
+    pub async fn connect(source: &'a PostgresSource, limits: &Limits) -> Result<Deleter<'a>> {
+        let options = &source.options;
+        let mut session = Session::connect(options).await?;
+        let rows = session
+            .query(
+                "looking at the server",
+                "SELECT pg_is_in_recovery()::text, (current_setting('transaction_read_only') = 'on')::text,
+                        has_function_privilege('pg_control_system()', 'EXECUTE')::text,
+                        (current_setting('server_encoding') = 'SQL_ASCII')::text",
+            )
+            .await?;
+        let server = options.target.server();
+        if is_true(&rows, 0)? {
+            return Err(Error::refused(format!(
+                "{server} is a standby, from which nothing can be deleted; name the primary as the database to delete from"
+            )));
+        }
+        if is_true(&rows, 1)? {
+            return Err(Error::refused(format!(
+                "{server} allows this user only to read (default_transaction_read_only); name a database that can be written"
+            )));
+        }
+        let mut begin = format!(
+            "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+             SET LOCAL statement_timeout = {0};
+             SET LOCAL lock_timeout = {1};
+             SET LOCAL idle_in_transaction_session_timeout = {0};",
+            milliseconds(limits.statement),
+            milliseconds(limits.lock)
+        );
+        if is_true(&rows, 3)? {
+            begin += "SET LOCAL client_encoding = 'SQL_ASCII';";
+        }
+        let sql = format!("SELECT {}", identity(is_true(&rows, 2)?));
+        let database = said(&session.query("identifying the database", &sql).await?, 0)?;
+        let unique = session.query("looking at the indexes", &unique_ids(options)).await?;
+        if !is_true(&unique, 0)? {
+            return Err(Error::refused(format!(
+                "no unique index makes sure that a {} is there once in {}; rows are deleted by it, so create one first",
+                options.columns.id.as_str(),
+                options.table.shown()
+            )));
+        }
+        Ok(Self {
+            source,
+            session,
+            database,
+            begin,
+        })
+    }
+
+    /// Locks those of the day's rows with these ids that nobody else has locked, lets `decide` name the ids of those that
+    /// are to go, deletes and commits.
+    pub async fn batch(
+        &mut self,
+        day: Day,
+        ids: &[i64],
+        decide: &mut (dyn FnMut(&RecordBatch) -> Result<Vec<i64>> + Send),
+    ) -> Result<Batch> {
+        reached(day, Step::DeleteLocking);
+        let of_day = self.source.of_day(day);
+        let id = &self.source.options.columns.id;
+        let among = |ids: &[i64]| {
+            let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
+            format!("{of_day} AND {id} = ANY('{{{}}}'::bigint[])", ids.join(","))
+        };
+        self.session.query("beginning a transaction", &self.begin).await?;
+        let sql = format!(
+            "COPY (SELECT {} {} FOR UPDATE SKIP LOCKED) TO STDOUT (FORMAT binary)",
+            self.source.column_list(),
+            among(ids)
+        );
+        // A row that cannot be exported is not as it was exported.
+        let mut decoder = Decoder::new(self.source.layout(), BadRows::Leave);
+        let mut to_go = Vec::new();
+        let mut sink = |batch: RecordBatch| {
+            to_go.extend(decide(&batch)?);
+            Ok(())
+        };
+        self.session
+            .copy_out("locking the rows", &sql, |bytes| decoder.push(bytes, &mut sink))
+            .await?;
+        decoder.finish(&mut sink)?;
+        if to_go.is_empty() {
+            self.session.query("ending the transaction", "ROLLBACK").await?;
+            return Ok(Batch { deleted: 0 });
+        }
+        reached(day, Step::DeleteDeleting);
+        let sql = format!("DELETE {}", among(&to_go));
+        let deleted = self.session.execute("deleting the rows", &sql).await?;
+        if deleted != to_go.len() as u64 {
+            // Dropping the connection would do the same; this is for the log.
+            self.session.query("ending the transaction", "ROLLBACK").await?;
+            return Err(Error::refused(format!(
+                "{} locked rows were to be deleted, but the database deleted {deleted} (is there a trigger or a rule on the table?); \
+                 this batch was rolled back",
+                to_go.len()
+            )));
+        }
+        reached(day, Step::DeleteCommitting);
+        self.session.query("committing the deletion", "COMMIT").await?;
+        reached(day, Step::DeleteCommitted);
+        Ok(Batch { deleted })
+    }
+
+    /// How far the slowest replica is behind.
+    pub async fn replica_lag(&mut self) -> Result<Duration> {
+        let sql = "SELECT coalesce(bool_or(state IS NULL), false)::text,
+                          (coalesce(extract(epoch FROM max(replay_lag)), 0) * 1000)::bigint::text
+                   FROM pg_stat_replication";
+        let rows = self.session.query("asking how far replicas are behind", sql).await?;
+        if is_true(&rows, 0)? {
+            return Err(Error::configuration(format!(
+                "user {:?} may not see how far replicas are behind; grant it the role pg_monitor, or leave max_replica_lag out",
+                self.source.options.target.user()
+            )));
+        }
+        let lag: u64 = rows.first().map_or(Ok(0), |row| number(row, 1))?;
+        Ok(Duration::from_millis(lag))
+    }
+
+    pub async fn close(self) {
+        self.session.close().await;
+    }
+}
+
+impl std::fmt::Debug for Deleter<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Deleter").field("database", &self.database).finish()
+    }
+}

@@ -1,0 +1,203 @@
+//! A stored day, read back whole and proven to be what it says: the bytes against the hash recorded with the
+//! object, the rows decoded from them against the numbers that were recorded when the file was written.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::Int64Type;
+use bytes::Bytes;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+
+use crate::error::{Error, Result};
+use crate::footer::{Footer, Parsed};
+use crate::keys::Day;
+use crate::position::Position;
+use crate::rows::check_ids;
+use crate::runtime::Cancel;
+use crate::schema::{self, meta};
+use crate::sort::BATCH_ROWS;
+use crate::store::{Got, IfVersion, Part, Store};
+use crate::tally::Tally;
+use crate::writer::sha256;
+
+/// One version of a day's file, whole.
+#[derive(Debug, Clone)]
+pub struct StoredDay {
+    pub day: Day,
+    pub key: String,
+    pub etag: String,
+    pub bytes: Bytes,
+    /// Of the bytes that were read.
+    pub sha256: String,
+    /// As the object's metadata has it; `None` in a folder whose file system keeps no metadata.
+    pub recorded_sha256: Option<String>,
+    pub run_id: Option<String>,
+    pub source: Option<String>,
+    /// What the file says that its rows add up to. The writer compared it with the database's count.
+    pub recorded: Option<Tally>,
+    pub position: Option<Position>,
+    footer: Footer,
+}
+
+impl StoredDay {
+    /// Reads the day's file; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] when its bytes are not those whose hash was recorded, [`Error::CorruptFile`] when they
+    /// are no page-view file, or that of another day, otherwise what [`Store::get`] says.
+    pub async fn read(store: &Store, key: &str, day: Day) -> Result<Option<Self>> {
+        let found = match store.get(key, Part::All, IfVersion::Any).await? {
+            Got::Found(found) => found,
+            _ => return Ok(None),
+        };
+        let sha = sha256(&found.bytes);
+        let recorded_sha256 = found.metadata.get(meta::SHA256).cloned();
+        if let Some(recorded) = recorded_sha256.as_ref().filter(|recorded| **recorded != sha) {
+            return Err(mismatch(
+                store,
+                key,
+                &format!("its bytes have the SHA-256 {sha}, and {recorded} was recorded when it was written"),
+            ));
+        }
+        let size = found.bytes.len() as u64;
+        let Parsed::Footer(footer) = Footer::parse(key, &found.etag, size, 0, &found.bytes)? else {
+            return Err(Error::corrupt(key, "its footer lies outside of it"));
+        };
+        let pairs: HashMap<String, String> = footer
+            .metadata()
+            .file_metadata()
+            .key_value_metadata()
+            .into_iter()
+            .flatten()
+            .filter_map(|pair| Some((pair.key.clone(), pair.value.clone()?)))
+            .collect();
+        if let Some(other) = pairs.get(meta::DAY).filter(|other| **other != day.to_string()) {
+            let other: String = other.chars().take(20).collect();
+            return Err(Error::corrupt(key, format_args!("it says that it is of {other}")));
+        }
+        let position = pairs.get(meta::POSITION).map(|text| text.parse::<Position>());
+        Ok(Some(Self {
+            day,
+            key: key.to_owned(),
+            etag: found.etag,
+            sha256: sha,
+            recorded_sha256,
+            run_id: pairs.get(meta::RUN_ID).cloned(),
+            source: pairs.get(meta::SOURCE).cloned(),
+            recorded: Tally::from_metadata(&pairs),
+            position: position.transpose().map_err(|error| Error::corrupt(key, error))?,
+            bytes: found.bytes,
+            footer,
+        }))
+    }
+
+    /// All rows in file order, in batches of [`BATCH_ROWS`] (the last one may be smaller).
+    pub fn batches(&self) -> Result<StoredBatches> {
+        let open = || {
+            ParquetRecordBatchReaderBuilder::new_with_metadata(self.bytes.clone(), self.footer.reader().clone())
+                .with_batch_size(BATCH_ROWS)
+                .build()
+        };
+        let reader = catch_unwind(AssertUnwindSafe(open)).map_err(|_| self.damaged())?;
+        Ok(StoredBatches {
+            reader: reader.map_err(|error| Error::corrupt(&self.key, error))?,
+            key: self.key.clone(),
+            failed: false,
+        })
+    }
+
+    fn damaged(&self) -> Error {
+        Error::corrupt(&self.key, "a page cannot be decoded")
+    }
+
+    /// Decodes everything and adds it up. No id may repeat, and every row has to be of the day.
+    pub fn decode(&self, cancel: &Cancel) -> Result<Tally> {
+        let mut tally = Tally::default();
+        let mut ids = Vec::new();
+        for batch in self.batches()? {
+            cancel.check()?;
+            let batch = batch?;
+            tally.add(&batch)?;
+            ids.extend(id_column(&batch)?);
+            let dates = batch
+                .column_by_name(schema::DATE)
+                .and_then(|dates| dates.as_primitive_opt::<arrow::datatypes::Date32Type>())
+                .ok_or_else(|| Error::internal("a stored batch without date"))?;
+            if dates.values().iter().any(|date| *date != self.day.to_date32()) {
+                return Err(Error::corrupt(&self.key, "it holds rows of another day"));
+            }
+        }
+        check_ids(&mut ids).map_err(|error| Error::Mismatch {
+            key: self.key.clone(),
+            message: format!("{}: {error}", self.key),
+        })?;
+        Ok(tally)
+    }
+
+    /// The rows that were read back have to add up to `expected`, or to what the file itself says.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] that says what differs.
+    pub fn verify(&self, store: &Store, expected: Option<&Tally>, cancel: &Cancel) -> Result<Tally> {
+        let found = self.decode(cancel)?;
+        let recorded = self.recorded.as_ref();
+        for expected in [expected, recorded].into_iter().flatten() {
+            if let Some(difference) = found.difference(expected) {
+                return Err(mismatch(store, &self.key, &format!("it holds {difference}")));
+            }
+        }
+        if expected.or(recorded).is_none() {
+            return Err(mismatch(
+                store,
+                &self.key,
+                "it does not say what its rows add up to, so there is nothing to compare them with",
+            ));
+        }
+        Ok(found)
+    }
+}
+
+/// Batches decoded from a stored file.
+pub struct StoredBatches {
+    reader: ParquetRecordBatchReader,
+    key: String,
+    failed: bool,
+}
+
+impl Iterator for StoredBatches {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        // The parquet crate has assertions that only damaged files violate.
+        let next = catch_unwind(AssertUnwindSafe(|| self.reader.next().transpose()));
+        let next = match next {
+            Ok(next) => next.map_err(|error| Error::corrupt(&self.key, error)),
+            Err(_) => Err(Error::corrupt(&self.key, "a page cannot be decoded")),
+        };
+        self.failed = next.is_err();
+        next.transpose()
+    }
+}
+
+pub fn id_column(batch: &RecordBatch) -> Result<Vec<i64>> {
+    batch
+        .column_by_name(schema::ID)
+        .and_then(|column| column.as_primitive_opt::<Int64Type>())
+        .map(|ids| ids.values().to_vec())
+        .ok_or_else(|| Error::internal("a batch without id"))
+}
+
+fn mismatch(store: &Store, key: &str, why: &str) -> Error {
+    Error::Mismatch {
+        key: key.to_owned(),
+        message: format!(
+            "{} is not what was written: {why}. Delete no rows; keep the object for examination, and export the day again elsewhere \
+             or with replace=True",
+            store.url_of(key)
+        ),
+    }
+}

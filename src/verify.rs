@@ -1,0 +1,91 @@
+//! Proves that a stored day is whole, and says how it differs from its source.
+
+use crate::error::{Error, Result};
+use crate::keys::{Day, Prefix, Scope};
+use crate::rows::{Match, RowIndexBuilder};
+use crate::runtime::{Cancel, block_on};
+use crate::source::{BadRows, LeftRow, Source};
+use crate::store::Store;
+use crate::stored::{StoredDay, id_column};
+use crate::tally::Tally;
+
+/// A stored day whose bytes and rows are what was recorded when it was written.
+#[derive(Debug, Clone)]
+pub struct Verified {
+    pub stored: StoredDay,
+    pub tally: Tally,
+}
+
+/// Reads the day's file back whole: its bytes against their recorded SHA-256, its rows against what the file says that the
+/// database counted.
+///
+/// # Errors
+/// [`Error::NotStored`], [`Error::Mismatch`], [`Error::CorruptFile`], and what [`Store::get`] says.
+pub fn verify(store: &Store, prefix: &Prefix, day: Day, cancel: &Cancel) -> Result<Verified> {
+    let key = prefix.key(&Scope::Day, day);
+    let verified = || {
+        let stored = block_on(cancel, StoredDay::read(store, &key, day))?.ok_or_else(|| Error::NotStored {
+            message: format!("{} is not stored; export the day first", store.url_of(&key)),
+            key: key.clone(),
+        })?;
+        let tally = stored.verify(store, None, cancel)?;
+        Ok(Verified { stored, tally })
+    };
+    verified().map_err(|error: Error| error.on_day(day))
+}
+
+/// How a source differs from a stored day; ids ascending.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Differences {
+    /// In the source, and not in the file.
+    pub missing: Vec<i64>,
+    /// In both, and a copied column differs.
+    pub changed: Vec<i64>,
+    /// In the file alone.
+    pub archive_only: Vec<i64>,
+    /// In both, and equal.
+    pub unchanged: Vec<i64>,
+    /// Rows of the source with a value that does not fit the file.
+    pub left: Vec<LeftRow>,
+}
+
+/// Compares a stored day with what a source has of it now.
+pub fn compare(stored: &StoredDay, source: &mut dyn Source, cancel: &Cancel) -> Result<Differences> {
+    let mut index = RowIndexBuilder::default();
+    let mut sink = |batch| index.push(&batch);
+    let summary = source
+        .read(stored.day, BadRows::Leave, &mut sink, cancel)
+        .map_err(|error| error.on_day(stored.day))?;
+    let index = index.finish()?;
+    let mut seen = vec![false; index.len()];
+    let mut found = Differences {
+        left: summary.left,
+        ..Differences::default()
+    };
+    for batch in stored.batches()? {
+        cancel.check()?;
+        let batch = batch?;
+        for (id, matched) in id_column(&batch)?.into_iter().zip(index.matches(&batch)?) {
+            match matched {
+                Match::Absent => found.archive_only.push(id),
+                Match::Same(row) => {
+                    seen[row] = true;
+                    found.unchanged.push(id);
+                }
+                Match::Changed(row) | Match::Conflict(row) => {
+                    seen[row] = true;
+                    found.changed.push(id);
+                }
+            }
+        }
+    }
+    found.missing = index
+        .ids()
+        .zip(seen)
+        .filter_map(|(id, seen)| (!seen).then_some(id))
+        .collect();
+    for ids in [&mut found.changed, &mut found.archive_only, &mut found.unchanged] {
+        ids.sort_unstable();
+    }
+    Ok(found)
+}
