@@ -13,7 +13,6 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from parquet_analytics import ParquetAnalyticsExporter, ParquetAnalyticsQuerier, SampleData
-from parquet_analytics.exceptions import InvalidInput
 
 # 1. Where the files go. In real life a bucket ("s3://bucket/docs"), or a Django storage object.
 folder = tempfile.TemporaryDirectory(prefix="parquet-analytics-workflow-")
@@ -32,11 +31,9 @@ for day in sorted(days):
     result = exporter.export_daily_pageviews(day)
     print(f"{result['date']}  {result['total_records']:>7,} rows  {result['bytes']:>9,} bytes")
 
-# 4. A day that is stored already is not overwritten by accident.
-try:
-    exporter.export_daily_pageviews(yesterday)
-except InvalidInput as error:
-    print(f"\nrefused: {error}")
+# 4. Exporting a stored day merges what the source has now into the file; here there is nothing new.
+print("\nexported again:", exporter.export_daily_pageviews(yesterday)["outcome"])
+print("verified:", exporter.verify(yesterday)["total_records"], "rows")
 
 # 5. The dashboard's questions. Constructing does no I/O, so a web request can make its own querier.
 querier = ParquetAnalyticsQuerier(storage)

@@ -304,7 +304,7 @@ impl Export<'_> {
             );
         }
         let (project_copies, organization_copies) = match copies {
-            Some((files, bytes)) => self.publish_copies(&files, &bytes, &exported_run)?,
+            Some((files, bytes)) => self.publish_copies(&files, &bytes, &run_id)?,
             None => (0, 0),
         };
         Ok(Exported {

@@ -90,11 +90,16 @@ pub fn check_ids(ids: &mut [i64]) -> Result<()> {
 fn check_distinct(mut neighbours: impl Iterator<Item = (i64, i64)>) -> Result<()> {
     match neighbours.find(|(one, next)| one == next) {
         None => Ok(()),
-        Some((id, _)) => Err(Error::BadRow {
-            row_id: Some(id),
-            column: schema::ID,
-            message: format!("more than one row has the id {id}; rows are told apart by id, so it has to be unique"),
-        }),
+        Some((id, _)) => Err(repeated_id(id)),
+    }
+}
+
+/// Rows could not be told apart.
+pub fn repeated_id(id: i64) -> Error {
+    Error::BadRow {
+        row_id: Some(id),
+        column: schema::ID,
+        message: format!("more than one row has the id {id}; rows are told apart by id, so it has to be unique"),
     }
 }
 

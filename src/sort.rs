@@ -10,7 +10,7 @@ mod spill;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-use arrow::array::{Array, ArrayRef, Date32Array, RecordBatch, UInt32Array};
+use arrow::array::{Array, ArrayRef, Date32Array, RecordBatch, StringArray, UInt32Array};
 use arrow::compute::interleave_record_batch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
@@ -24,8 +24,11 @@ use merge::Merge;
 use slugs::{Codes, Ranks};
 use spill::{Run, Unsorted};
 
-/// Rows in one batch of the sorted result.
+/// Rows in one batch of the sorted result, unless some are very long.
 pub const BATCH_ROWS: usize = 8192;
+
+/// Bytes of text in one batch of the sorted result, if it has more than one row.
+const BATCH_TEXT_BYTES: usize = 64 << 20;
 
 #[derive(Debug, Clone)]
 pub struct SortOptions {
@@ -54,6 +57,8 @@ pub struct Sorter {
     projects: Codes,
     versions: Codes,
     rows: u64,
+    /// Bytes of the longest paths.
+    longest: usize,
 }
 
 /// What is held and spilled: the facts, with a small number in the place of each slug. Before sorting the
@@ -79,6 +84,7 @@ impl Sorter {
             projects: Codes::default(),
             versions: Codes::default(),
             rows: 0,
+            longest: 0,
         }
     }
 
@@ -105,6 +111,11 @@ impl Sorter {
         columns.push(Arc::new(self.versions.encode(column(batch, version)?)?));
         let held = RecordBatch::try_new(held_schema(), columns)
             .map_err(|error| Error::internal(format!("a source handed over a batch of another shape: {error}")))?;
+        let longest = |name| -> Result<usize> {
+            let text: &StringArray = typed(&held, name)?;
+            Ok(text.offsets().lengths().max().unwrap_or(0))
+        };
+        self.longest = self.longest.max(longest(schema::PATH)? + longest(schema::FULL_PATH)?);
         self.rows += held.num_rows() as u64;
         self.held_bytes += held.get_array_memory_size();
         self.held.push(held);
@@ -127,6 +138,11 @@ impl Sorter {
         Ok(())
     }
 
+    /// Rows of one batch, so that a batch of the longest ones still has a bounded size.
+    fn batch_rows(&self) -> usize {
+        (BATCH_TEXT_BYTES / self.longest.max(1)).clamp(1, BATCH_ROWS)
+    }
+
     /// The rows in file order. `slugs` is needed when the batches came without them.
     pub fn finish(mut self, slugs: Option<&Slugs>, cancel: &Cancel) -> Result<Sorted> {
         let projects = self.projects.ranks("project", slugs.map(|slugs| &slugs.projects))?;
@@ -138,6 +154,7 @@ impl Sorter {
                     order: order::sorted(&held, cancel)?,
                     held,
                     next: 0,
+                    batch_rows: self.batch_rows(),
                 }
             }
             Some(mut unsorted) => {
@@ -166,7 +183,7 @@ impl Sorter {
             let held = rank(std::mem::take(part), projects, versions)?;
             let order = order::sorted(&held, cancel)?;
             let mut run = Unsorted::create(self.options.temp_dir.as_deref())?;
-            for rows in order.chunks(BATCH_ROWS) {
+            for rows in order.chunks(self.batch_rows()) {
                 cancel.check()?;
                 run.push(&gather(&held, rows)?)?;
             }
@@ -185,7 +202,7 @@ impl Sorter {
         if !part.is_empty() {
             sort_part(&mut part)?;
         }
-        Merge::new(runs)
+        Merge::new(runs, self.batch_rows())
     }
 }
 
@@ -230,6 +247,7 @@ enum Inner {
         held: Vec<RecordBatch>,
         order: Vec<order::Row>,
         next: usize,
+        batch_rows: usize,
     },
     Merge(Box<Merge>),
 }
@@ -248,8 +266,13 @@ impl Sorted {
         self.cancel.check()?;
         match &mut self.inner {
             Inner::Merge(merge) => merge.next_batch(),
-            Inner::Memory { held, order, next } => {
-                let rows = &order[*next..order.len().min(*next + BATCH_ROWS)];
+            Inner::Memory {
+                held,
+                order,
+                next,
+                batch_rows,
+            } => {
+                let rows = &order[*next..order.len().min(*next + *batch_rows)];
                 if rows.is_empty() {
                     return Ok(None);
                 }

@@ -1,5 +1,7 @@
 //! Proves that a stored day is whole, and says how it differs from its source.
 
+use std::collections::HashSet;
+
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix, Scope};
 use crate::rows::{Match, RowIndexBuilder};
@@ -45,7 +47,7 @@ pub struct Differences {
     pub archive_only: Vec<i64>,
     /// In both, and equal.
     pub unchanged: Vec<i64>,
-    /// Rows of the source with a value that does not fit the file.
+    /// Rows of the source with a value that does not fit a file; those in the file count as changed as well.
     pub left: Vec<LeftRow>,
 }
 
@@ -57,6 +59,7 @@ pub fn compare(stored: &StoredDay, source: &mut dyn Source, cancel: &Cancel) -> 
         .read(stored.day, BadRows::Leave, &mut sink, cancel)
         .map_err(|error| error.on_day(stored.day))?;
     let index = index.finish()?;
+    let left: HashSet<i64> = summary.left.iter().map(|row| row.id).collect();
     let mut seen = vec![false; index.len()];
     let mut found = Differences {
         left: summary.left,
@@ -67,6 +70,8 @@ pub fn compare(stored: &StoredDay, source: &mut dyn Source, cancel: &Cancel) -> 
         let batch = batch?;
         for (id, matched) in id_column(&batch)?.into_iter().zip(index.matches(&batch)?) {
             match matched {
+                // It is there, with a value that does not fit.
+                Match::Absent if left.contains(&id) => found.changed.push(id),
                 Match::Absent => found.archive_only.push(id),
                 Match::Same(row) => {
                     seen[row] = true;

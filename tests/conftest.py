@@ -13,7 +13,7 @@ import pytest
 from parquet_analytics.demo import site
 
 from tests.archives import big_day, place, week  # noqa: F401
-from tests.services import S3, PgBouncer, Postgres, Unavailable, Workspace, record
+from tests.services import S3, PgBouncer, Postgres, Standby, Unavailable, Workspace, record
 
 # Django is configured once for the process, before any test module asks for its settings.
 _django = tempfile.TemporaryDirectory(prefix="parquet-analytics-django-")
@@ -24,6 +24,7 @@ SERVICES = {
     "postgres": "postgres",
     "database": "postgres",
     "embedded_postgres": "postgres",
+    "standby": "postgres",
     "pgbouncer": "pgbouncer",
     "s3": "s3",
     "bucket": "s3",
@@ -54,6 +55,15 @@ def embedded_postgres() -> Iterator[Postgres]:
             yield Postgres.start(workspace, system=False)
         except Unavailable as reason:
             pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def standby(postgres: Postgres) -> Standby:
+    """A streaming replica of `postgres`."""
+    try:
+        return Standby.start(postgres)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
 
 
 @pytest.fixture

@@ -86,5 +86,6 @@ def test_the_example_runs_as_it_is() -> None:
     command = [sys.executable, "-W", "error", str(ROOT / "examples" / "workflow.py")]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False, timeout=120)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "refused: " in result.stdout
+    assert "exported again: unchanged" in result.stdout
+    assert "verified: " in result.stdout
     assert "top pages of" in result.stdout

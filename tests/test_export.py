@@ -22,10 +22,8 @@ import pytest
 from parquet_analytics import PostgresSource, SampleData
 from parquet_analytics.exceptions import (
     BadRow,
-    Conflict,
     DayHasNoRows,
     InvalidInput,
-    ParquetAnalyticsError,
     SourceError,
     SourceSchemaError,
 )
@@ -112,37 +110,23 @@ def test_a_source_with_other_names_gives_the_same_file(place: Place, filled: str
     assert stored(place).equals(views().cast(SCHEMA))
 
 
-def test_a_stored_day_is_left_alone_and_replace_writes_it_anew(place: Place, filled: str) -> None:
-    exporter = place.exporter(filled)
-    exporter.export_daily_pageviews(DAY)
-    before = place.read(KEY)
-    execute(filled, "UPDATE analytics_pageview SET view_count = 11 WHERE id = 1")
-    with pytest.raises(InvalidInput, match=saying(KEY, "already stored", "replace=True")):
-        exporter.export_daily_pageviews(DAY)
-    assert place.read(KEY) == before
-    assert exporter.export_daily_pageviews(DAY, replace=True)["total_views"] == 16
-    assert stored(place)["view_count"].to_pylist() == [11, 4, 1]
-
-
-def test_of_many_exports_of_a_day_at_once_exactly_one_is_stored(place: Place) -> None:
+def test_of_many_first_exports_at_once_one_is_stored_and_the_others_merge_into_it(place: Place) -> None:
     together = threading.Barrier(8)
+    met = set()
 
-    def export(number: int) -> dict[str, Any] | ParquetAnalyticsError:
+    def export(number: int) -> dict[str, Any]:
         def source(day: datetime.date) -> pa.Table:
-            together.wait(10)  # each has seen by now that the day is not stored
-            return views(view_count=[number, 0, 0])
+            if number not in met:
+                met.add(number)
+                together.wait(10)  # each has seen by now that the day is not stored
+            return views(id=[10 * number, 10 * number + 1, 10 * number + 2])
 
-        try:
-            return place.exporter(source).export_daily_pageviews(DAY)
-        except ParquetAnalyticsError as error:
-            return error
+        return place.exporter(source).export_daily_pageviews(DAY)
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(export, range(8)))
-    [(number, won)] = [(number, answer) for number, answer in enumerate(answers) if isinstance(answer, dict)]
-    assert all(isinstance(lost, Conflict) and lost.key == KEY for lost in answers if lost is not won)
-    assert stored(place)["view_count"].to_pylist() == [number, 0, 0]
-    assert pq.read_metadata(io.BytesIO(place.read(KEY))).metadata[b"parquet_analytics.run_id"].decode() == won["run_id"]
+    assert sorted(answer["outcome"] for answer in answers) == ["created"] + ["merged"] * 7
+    assert sorted(stored(place)["id"].to_pylist()) == sorted(10 * n + k for n in range(8) for k in range(3))
     assert place.keys() == [KEY]
 
 

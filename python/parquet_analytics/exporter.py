@@ -90,7 +90,8 @@ class ParquetAnalyticsExporter:
         The result has ``date`` ("YYYY-MM-DD"), ``dry_run``, ``outcome`` ("created", "merged", "replaced" or
         "unchanged"), ``total_records`` (rows of the file), ``total_views``, ``files`` ({key of the day's file: rows}),
         ``project_files`` and ``organization_files`` (numbers of copies), ``added``, ``changed`` and ``kept`` (rows new
-        to the file, rows of which a copied column changed, stored rows that the source no longer has), ``left`` and
+        to the file, rows of which a copied column changed, stored rows that the source no longer has; with
+        ``discard_stored`` all rows count as added), ``left`` and
         ``left_rows`` (see ``on_bad_row``), ``bytes``, ``sha256``, ``etag``, ``run_id``, ``source``, ``snapshot_time``
         and ``verified``. A dry run writes nothing; it counts the rows (``total_records`` is ``None`` where only
         reading them would tell), and its result has ``date``, ``dry_run``, ``total_records``, ``files`` and ``url``.

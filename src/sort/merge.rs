@@ -8,12 +8,13 @@ use arrow::compute::interleave_record_batch;
 
 use crate::error::{Error, Result};
 
+use super::Run;
 use super::order::Keys;
-use super::{BATCH_ROWS, Run};
 
 pub struct Merge {
     runs: Vec<Run>,
     heads: BinaryHeap<Head>,
+    batch_rows: usize,
 }
 
 /// The next row of a run.
@@ -57,22 +58,26 @@ impl PartialEq for Head {
 impl Eq for Head {}
 
 impl Merge {
-    pub fn new(mut runs: Vec<Run>) -> Result<Self> {
+    pub fn new(mut runs: Vec<Run>, batch_rows: usize) -> Result<Self> {
         let mut heads = BinaryHeap::with_capacity(runs.len());
         for (index, run) in runs.iter_mut().enumerate() {
             if let Some(batch) = run.next() {
                 heads.push(Head::at(index, batch?, 0)?);
             }
         }
-        Ok(Self { runs, heads })
+        Ok(Self {
+            runs,
+            heads,
+            batch_rows,
+        })
     }
 
     pub fn next_batch(&mut self) -> Result<Option<RecordBatch>> {
         let mut batches: Vec<RecordBatch> = Vec::new();
         // Per run: where its present batch is in `batches`.
         let mut places: Vec<Option<usize>> = vec![None; self.runs.len()];
-        let mut rows = Vec::with_capacity(BATCH_ROWS);
-        while rows.len() < BATCH_ROWS {
+        let mut rows = Vec::with_capacity(self.batch_rows);
+        while rows.len() < self.batch_rows {
             let Some(Head { run, batch, row, .. }) = self.heads.pop() else {
                 break;
             };

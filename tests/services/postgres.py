@@ -26,6 +26,7 @@ CERTIFICATE_ROLE = "cert_only"  # a client certificate, refused with a password 
 
 _HBA = f"""
 local     all all                                scram-sha-256
+local     replication all                        scram-sha-256
 hostssl   all {CERTIFICATE_ROLE} 127.0.0.1/32    cert
 hostnossl all {CERTIFICATE_ROLE} 127.0.0.1/32    reject
 hostnossl all {TLS_ROLE} 127.0.0.1/32            reject
@@ -33,7 +34,7 @@ host      all all 127.0.0.1/32                   scram-sha-256
 """
 
 # No durability: the folder goes away with the server.
-_SETTINGS = {
+SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "fsync": "off",
     "synchronous_commit": "off",
@@ -57,6 +58,7 @@ class Postgres:
     password: str
     socket_folder: Path
     process: subprocess.Popen[bytes]
+    binaries: Path
     version: str
     tls: bool
     ca: Path
@@ -84,7 +86,7 @@ class Postgres:
         # A server without TLS refuses to start with rules about it.
         rules = [rule for rule in _HBA.splitlines() if tls or "ssl" not in rule]
         (data / "pg_hba.conf").write_text("\n".join(rules) + "\n")
-        settings = dict(_SETTINGS)
+        settings = dict(SETTINGS)
         authority = Authority()
         server, client = authority.server("localhost"), authority.client(CERTIFICATE_ROLE)
         ca, other_ca = workspace.folder / "ca.crt", workspace.folder / "other-ca.crt"
@@ -109,14 +111,16 @@ class Postgres:
                 command += ["-c", f"{name}={value}"]
             process = workspace.spawn(command, log)
             try:
-                wait_until(partial(_answers, port, password), process, log)
+                wait_until(partial(answers, port, password), process, log)
                 break
             except Unavailable:
                 workspace.stop(process)
                 if attempt == 2:
                     raise
         version = workspace.run([binaries / "postgres", "--version"]).stdout.split()[2]
-        running = cls(workspace, port, password, socket_folder, process, version, tls, ca, other_ca, certificate, key)
+        running = cls(
+            workspace, port, password, socket_folder, process, binaries, version, tls, ca, other_ca, certificate, key
+        )
         running._prepare()
         return running
 
@@ -163,7 +167,7 @@ class Postgres:
             connection.execute(SCHEMA.read_text())
 
 
-def _answers(port: int, password: str) -> bool:
+def answers(port: int, password: str) -> bool:
     try:
         psycopg.connect(f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres", connect_timeout=5).close()
     except psycopg.OperationalError:

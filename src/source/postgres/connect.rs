@@ -40,6 +40,9 @@ pub async fn connect(target: &Target) -> Result<PgConnection> {
     }
 }
 
+/// What is being done when rows are locked before they are deleted.
+pub(super) const LOCKING: &str = "locking the rows";
+
 /// What is being done while there is no connection yet.
 const CONNECTING: &str = "connecting";
 
@@ -293,6 +296,9 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
                 "55P03" => "; somebody holds a lock on the table, try again later",
                 "28P01" | "28000" => "; check user, password and pg_hba.conf",
                 "3D000" => "; check the database's name",
+                "42501" if doing == LOCKING => {
+                    "; grant SELECT, UPDATE (which locking a row needs) and DELETE on the table to this user"
+                }
                 "42501" => "; grant SELECT on the table, and USAGE on its schema, to this user",
                 "25P02" | "25P01" => {
                     "; is a pooler in statement mode in between? It has to be transaction or session mode"

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 
-use super::connect::{Session, identity, is_true, milliseconds, said};
+use super::connect::{LOCKING, Session, identity, is_true, milliseconds, said};
 use super::copy::Decoder;
 use super::{PostgresSource, number, unique_ids};
 use crate::error::{Error, Result};
@@ -121,7 +121,7 @@ impl<'a> Deleter<'a> {
             Ok(())
         };
         self.session
-            .copy_out("locking the rows", &sql, |bytes| decoder.push(bytes, &mut sink))
+            .copy_out(LOCKING, &sql, |bytes| decoder.push(bytes, &mut sink))
             .await?;
         decoder.finish(&mut sink)?;
         if to_go.is_empty() {

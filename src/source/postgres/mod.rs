@@ -22,6 +22,7 @@ pub use target::Target;
 use super::{BadRows, LeftRow, Sink, Slugs, Source, Summary};
 use crate::error::{Error, Result};
 use crate::keys::Day;
+use crate::rows::repeated_id;
 use crate::runtime::{Cancel, block_on};
 use crate::schema;
 use crate::tally::Tally;
@@ -212,18 +213,9 @@ impl PostgresSource {
             })?;
         }
         if !self.has_unique_ids(snapshot).await? {
-            let sql = format!("SELECT count(DISTINCT {id})::text {filter}");
-            let rows = snapshot.query("counting the ids", &sql).await?;
-            let distinct: u64 = rows.first().map_or(Ok(0), |row| number(row, 0))?;
-            if distinct != counted.rows {
-                return Err(Error::BadRow {
-                    row_id: None,
-                    column: schema::ID,
-                    message: format!(
-                        "{} rows have {distinct} different ids; rows are told apart by id, so it has to be unique",
-                        counted.rows
-                    ),
-                });
+            let sql = format!("SELECT {id}::text {filter} GROUP BY {id} HAVING count(*) > 1 ORDER BY {id} LIMIT 1");
+            if let Some(row) = snapshot.query("looking for ids that repeat", &sql).await?.first() {
+                return Err(repeated_id(number(row, 0)?));
             }
         }
         Ok(counted)

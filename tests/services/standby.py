@@ -1,0 +1,84 @@
+"""A streaming standby of a PostgreSQL server, whose replay can be held back."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import psycopg
+
+from .postgres import SETTINGS, Postgres, answers
+from .workspace import Unavailable, free_port, wait_until
+
+
+@dataclass
+class Standby:
+    primary: Postgres
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @classmethod
+    def start(cls, primary: Postgres) -> Standby:
+        workspace = primary.workspace
+        data = workspace.directory("standby")
+        source = f"host={primary.socket_folder} port={primary.port} user=postgres password={primary.password}"
+        backup = [primary.binaries / "pg_basebackup", "-D", data, "-d", source, "-R", "-X", "stream", "-c", "fast"]
+        copied = workspace.run([*backup, "--no-sync"])
+        if copied.returncode != 0:
+            raise Unavailable(f"pg_basebackup failed: {copied.stderr.strip()}")
+        log = workspace.folder / "standby.log"
+        settings = SETTINGS | {"hot_standby": "on", "max_standby_streaming_delay": "2s"}
+        for attempt in range(3):
+            port = free_port()
+            command = [primary.binaries / "postgres", "-D", data, "-p", str(port), "-k", primary.socket_folder]
+            for name, value in settings.items():
+                command += ["-c", f"{name}={value}"]
+            process = workspace.spawn(command, log)
+            try:
+                wait_until(partial(answers, port, primary.password), process, log)
+                return cls(primary, port, process)
+            except Unavailable:
+                workspace.stop(process)
+                if attempt == 2:
+                    raise
+        raise AssertionError("unreachable")
+
+    def database_url(self, primary_url: str) -> str:
+        """The URL of a primary's database here."""
+        return f"postgresql://postgres:{self.primary.password}@127.0.0.1:{self.port}/{primary_url.rsplit('/', 1)[1]}"
+
+    def catch_up(self) -> None:
+        """Waits until everything that the primary has written is replayed."""
+        with psycopg.connect(self.primary.url, autocommit=True) as connection:
+            # Commits are not flushed at once here; one that is takes those before it along.
+            connection.execute("SET synchronous_commit = on")
+            connection.execute("SELECT pg_current_xact_id()")
+            [wanted] = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone() or [None]
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            for _ in range(300):
+                [done] = connection.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [wanted]).fetchone() or [0]
+                if done:
+                    return
+                time.sleep(0.1)
+        raise AssertionError("the standby does not catch up")
+
+    @contextmanager
+    def held_back(self) -> Iterator[None]:
+        """What the primary commits meanwhile is not seen here."""
+        self.catch_up()
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            connection.execute("SELECT pg_wal_replay_pause()")
+            while connection.execute("SELECT pg_get_wal_replay_pause_state()").fetchone() != ("paused",):
+                time.sleep(0.02)
+            try:
+                yield
+            finally:
+                connection.execute("SELECT pg_wal_replay_resume()")
+
+    @property
+    def _url(self) -> str:
+        return self.database_url(self.primary.url)
