@@ -15,6 +15,7 @@ use crate::copies::{Copies, CopyFile, CopyPlan};
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix, Scope};
 use crate::merge::{Merged, SameRows, check_newer, merge};
+use crate::position::Position;
 use crate::publish::{LARGEST_FILE, check_size, interrupted_publish, publish};
 use crate::rows::{RowIndex, RowIndexBuilder, check_ids};
 use crate::runtime::{Cancel, block_on};
@@ -245,7 +246,15 @@ impl Export<'_> {
         reached(self.day, Step::WritingFile);
         let run_id = uuid::Uuid::new_v4().to_string();
         let only_if_changed = match &stored {
-            Stored::Day(day) if !self.replaces() && merged.added == 0 && merged.changed == 0 => Some(day.as_ref()),
+            // A day that has moved to another database says so from now on, although its rows are the same.
+            Stored::Day(day)
+                if !self.replaces()
+                    && merged.added == 0
+                    && merged.changed == 0
+                    && database(day.position.as_ref()) == database(summary.position.as_ref()) =>
+            {
+                Some(day.as_ref())
+            }
             _ => None,
         };
         let expected = summary
@@ -561,6 +570,10 @@ impl Export<'_> {
             .count() as u64;
         Ok((projects, files.len() as u64 - projects))
     }
+}
+
+fn database(position: Option<&Position>) -> Option<&str> {
+    position.map(|position| position.database.as_str())
 }
 
 /// Local files that wait for publication.

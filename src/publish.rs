@@ -78,8 +78,10 @@ pub async fn publish(
                 return Ok(etag);
             }
             // The store has ended all attempts, and they had no effect.
-            Ok(None) if settled => return Err(failed.error),
-            Ok(None) if attempt == ATTEMPTS => {
+            Ok(None) if settled && (attempt == ATTEMPTS || !worth_another(&failed.error)) => {
+                return Err(not_written(failed.error));
+            }
+            Ok(None) if !settled && attempt == ATTEMPTS => {
                 return Err(unknown(store, key, run_id, &failed, "the object is not there so far"));
             }
             Ok(None) => {}
@@ -89,7 +91,7 @@ pub async fn publish(
             }
         }
         // Sent again under the same condition, at most one of the attempts can take effect.
-        lost_before = true;
+        lost_before |= failed.lost;
         tokio::time::sleep(pause).await;
         pause *= 2;
     }
@@ -101,6 +103,26 @@ async fn is_ours(store: &Store, key: &str, run_id: &str) -> Result<Option<String
     match store.get(key, Part::Tail(1), IfVersion::Any).await? {
         Got::Found(found) if found.metadata.get(meta::RUN_ID).is_some_and(|run| run == run_id) => Ok(Some(found.etag)),
         _ => Ok(None),
+    }
+}
+
+fn worth_another(error: &Error) -> bool {
+    matches!(error, Error::Store { retryable: true, .. })
+}
+
+/// Says what reading the object back has shown.
+fn not_written(error: Error) -> Error {
+    match error {
+        Error::Store {
+            key,
+            message,
+            retryable,
+        } => Error::Store {
+            key,
+            message: format!("{message}; reading it back showed that nothing was written"),
+            retryable,
+        },
+        error => error,
     }
 }
 

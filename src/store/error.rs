@@ -132,12 +132,9 @@ impl Context<'_> {
                         self.at()
                     )
                 } else if status >= 400 {
-                    format!(
-                        "{doing}: the store answered with status {status}{said}{}",
-                        self.outcome()
-                    )
+                    format!("{doing}: the store answered with status {status}{said}")
                 } else {
-                    format!("{doing}: {}{}", shorten(&error.to_string()), self.outcome())
+                    format!("{doing}: {}", shorten(&error.to_string()))
                 };
                 let broken_off = status < 400 && error.to_string().contains("HTTP error");
                 Error::Store {
@@ -164,14 +161,6 @@ impl Context<'_> {
             .unwrap_or_default()
     }
 
-    fn outcome(&self) -> &'static str {
-        if self.doing == Doing::Writing {
-            "; it is not certain whether the object was written"
-        } else {
-            ""
-        }
-    }
-
     fn unreachable(&self, cause: &str) -> Error {
         let message = format!("{}: the store{} could not be reached: {cause}", self.doing(), self.at());
         if cause.contains("certificate") {
@@ -179,7 +168,6 @@ impl Context<'_> {
                 "{message}; name its authority's certificate with the storage option ca_bundle"
             ));
         }
-        let message = format!("{message}{}", self.outcome());
         Error::Store {
             key: Some(self.key.to_owned()),
             message,

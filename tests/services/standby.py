@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import psycopg
 
@@ -26,15 +27,23 @@ class Standby:
         workspace = primary.workspace
         data = workspace.directory("standby")
         source = f"host={primary.socket_folder} port={primary.port} user=postgres password={primary.password}"
-        backup = [primary.binaries / "pg_basebackup", "-D", data, "-d", source, "-R", "-X", "stream", "-c", "fast"]
-        copied = workspace.run([*backup, "--no-sync"])
+        options = ["-R", "-X", "stream", "-c", "fast", "--no-sync"]
+        copied = workspace.run([primary.binaries / "pg_basebackup", "-D", data, "-d", source, *options])
         if copied.returncode != 0:
             raise Unavailable(f"pg_basebackup failed: {copied.stderr.strip()}")
         log = workspace.folder / "standby.log"
         settings = SETTINGS | {"hot_standby": "on", "max_standby_streaming_delay": "2s"}
-        for attempt in range(3):
+        while True:
             port = free_port()
-            command = [primary.binaries / "postgres", "-D", data, "-p", str(port), "-k", primary.socket_folder]
+            command: list[str | Path] = [
+                primary.binaries / "postgres",
+                "-D",
+                data,
+                "-p",
+                str(port),
+                "-k",
+                primary.socket_folder,
+            ]
             for name, value in settings.items():
                 command += ["-c", f"{name}={value}"]
             process = workspace.spawn(command, log)
@@ -43,9 +52,8 @@ class Standby:
                 return cls(primary, port, process)
             except Unavailable:
                 workspace.stop(process)
-                if attempt == 2:
+                if "could not bind" not in log.read_text(errors="replace"):
                     raise
-        raise AssertionError("unreachable")
 
     def database_url(self, primary_url: str) -> str:
         """The URL of a primary's database here."""
@@ -56,7 +64,7 @@ class Standby:
         with psycopg.connect(self.primary.url, autocommit=True) as connection:
             # Commits are not flushed at once here; one that is takes those before it along.
             connection.execute("SET synchronous_commit = on")
-            connection.execute("SELECT pg_current_xact_id()")
+            connection.execute("SELECT pg_logical_emit_message(true, 'catch up', '')")
             [wanted] = connection.execute("SELECT pg_current_wal_flush_lsn()").fetchone() or [None]
         with psycopg.connect(self._url, autocommit=True) as connection:
             for _ in range(300):
