@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python wheel lint fmt bench clean
+.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python torture wheel lint fmt bench clean
 
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
@@ -54,6 +54,11 @@ test-full-rust:
 # Exit status 5: no Python test is marked.
 test-full-python:
 	$(PYTHON) -m pytest --full || [ $$? -eq 5 ]
+
+# make torture N=5000 SEED=7: the random test for longer; without SEED another one each time.
+N ?= 1000
+torture: build
+	$(PYTHON) -m tests.torture --steps $(N) $(if $(SEED),--seed $(SEED))
 
 wheel: dist/.built
 

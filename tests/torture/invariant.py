@@ -1,0 +1,164 @@
+"""What has to hold at any moment without a call under way, however the calls before it ended.
+
+Every committed row that the application did not delete is in the table or in its day's file; a row that is in the
+file alone has exactly the columns that it had last in the table; a file holds no row that never was, none twice, and
+never an older state of a row than it held before; a stored row stays stored.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.torture.archive import DAY_KEY, Archive, Broken, File
+from tests.torture.site import Row, Rows, Site
+
+Day = datetime.date
+
+
+class Violation(AssertionError):
+    """A promise was broken."""
+
+
+@dataclass
+class Seen:
+    """The state after a step."""
+
+    table: Rows = field(default_factory=dict)
+    files: dict[Day, File] = field(default_factory=dict)
+    objects: dict[str, str] = field(default_factory=dict)  # key to ETag, copies too
+
+    def of(self, day: Day) -> Rows:
+        """The table's rows of a day."""
+        return {id: row for id, row in self.table.items() if row.date == day}
+
+    def stored(self, day: Day) -> Rows:
+        """The rows of a day's file, none when there is no file."""
+        return self.files[day].rows if day in self.files else {}
+
+
+@dataclass
+class Totals:
+    checks: int = 0
+    lost: int = 0
+    doubled: int = 0
+
+
+class Invariant:
+    def __init__(self, site: Site, archive: Archive, temporary: Path | None = None) -> None:
+        self.site = site
+        self.archive = archive
+        self.temporary = temporary
+        self.seen = Seen()
+        self.totals = Totals()
+        # Rows of a file that a call may have dropped, because it was told to.
+        self.discardable: dict[Day, set[int]] = {}
+
+    def check(self) -> Seen:
+        """Looks, and raises `Violation` with the rows concerned."""
+        try:
+            objects = self.archive.look()
+        except Broken as broken:
+            raise Violation(str(broken)) from broken
+        before = self.seen
+        now = Seen(
+            self.site.rows(),
+            {file.day: file for file in objects.values() if DAY_KEY.fullmatch(file.key)},
+            {key: file.etag for key, file in objects.items()},
+        )
+        self.totals.checks += 1
+        self._check_discarded(before, now)
+        self._check_table(now)
+        for day, file in now.files.items():
+            if file is not before.files.get(day):
+                self._check_file(before.files.get(day), file)
+        if absent := before.objects.keys() - now.objects.keys():
+            raise Violation(f"objects are gone: {sorted(absent)}")
+        self._check_nothing_is_lost(now)
+        if self.temporary is not None and (left := sorted(self.temporary.iterdir())):
+            raise Violation(f"left in the temporary folder: {left}")
+        self.seen = now
+        return now
+
+    def _check_discarded(self, before: Seen, now: Seen) -> None:
+        for day, ids in list(self.discardable.items()):
+            if now.files.get(day) is not before.files.get(day):
+                self.site.discarded |= ids - now.stored(day).keys()
+                del self.discardable[day]
+
+    def _check_table(self, now: Seen) -> None:
+        versions = self.site.versions
+        strange = [row for id, row in now.table.items() if id not in versions or id in self.site.deleted]
+        if strange:
+            raise Violation(f"rows in the table that the application did not leave there: {_show(strange)}")
+        changed = [(row, versions[id][-1]) for id, row in now.table.items() if row != versions[id][-1]]
+        if changed:
+            raise Violation(f"rows in the table that somebody else changed (is, was): {_show(changed)}")
+
+    def _check_file(self, before: File | None, file: File) -> None:
+        versions = self.site.versions
+        invented = [row for id, row in file.rows.items() if row not in versions.get(id, ())]
+        if invented:
+            raise Violation(f"{file} holds rows that never were: {_show(invented)}")
+        for id, (project_slug, version_slug) in file.slugs.items():
+            row = file.rows[id]
+            version = None if row.version_id is None else self.site.version_slugs[row.version_id]
+            if project_slug not in self.site.slugs[row.project_id] or version_slug != version:
+                raise Violation(f"{file} names {project_slug!r} and {version_slug!r} for {row}")
+        if before is None:
+            return
+        gone = before.rows.keys() - file.rows.keys() - self.site.discarded
+        if gone:
+            raise Violation(f"{file} lacks rows that were stored before: {_show(before.rows[id] for id in gone)}")
+        older = [
+            (row, before.rows[id])
+            for id, row in file.rows.items()
+            if id in before.rows and versions[id].index(row) < versions[id].index(before.rows[id])
+        ]
+        if older:
+            raise Violation(f"{file} went back to an older state of rows (now, before): {_show(older)}")
+
+    def _check_nothing_is_lost(self, now: Seen) -> None:
+        site = self.site
+        absent = site.versions.keys() - now.table.keys() - site.deleted - site.discarded
+        # A file per day and a day per row: an id is in one file at most, and `Archive` saw it there once.
+        lost = []
+        for id in absent:
+            last = site.versions[id][-1]
+            kept = now.stored(last.date).get(id)
+            if kept != last:
+                lost.append((last, kept))
+        if lost:
+            self.totals.lost += len(lost)
+            raise Violation(f"{len(lost)} rows are lost (last in the table, in the file): {_show(lost)}")
+        counted = dict(row for file in now.files.values() for row in file.rows.items())
+        doubled = sum(len(file.rows) for file in now.files.values()) - len(counted)
+        if doubled:
+            self.totals.doubled += doubled
+            raise Violation(f"{doubled} rows are in more than one file")
+
+
+def merged(stored: Rows, table: Rows) -> Rows:
+    """What a file holds after these rows of the table were merged into it."""
+    return stored | {id: row for id, row in table.items() if row.fits}
+
+
+def deletable(stored: Rows, table: Rows) -> set[int]:
+    """The rows that are stored exactly as the table has them."""
+    return {id for id, row in table.items() if stored.get(id) == row}
+
+
+def difference(found: Rows, expected: Rows) -> str:
+    return (
+        f"missing {_show(expected[id] for id in expected.keys() - found.keys())}; "
+        f"too many {_show(found[id] for id in found.keys() - expected.keys())}; "
+        f"otherwise {_show((found[id], row) for id, row in expected.items() if id in found and found[id] != row)}"
+    )
+
+
+def _show(rows: Iterable[Row | tuple[Row | None, Row | None]]) -> str:
+    listed = list(rows)
+    shown = "".join(f"\n    {row}" for row in listed[:20])
+    return f"{len(listed)}{shown}{'' if len(listed) <= 20 else ' ...'}"

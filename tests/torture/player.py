@@ -1,0 +1,308 @@
+"""Runs calls in child processes and judges how they ended: what the file and the table may hold after a call that
+succeeded, failed, or died."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from parquet_analytics import ParquetAnalyticsQuerier
+from psycopg import sql
+
+from tests.archives import Place
+from tests.services import S3, Postgres
+from tests.torture.archive import Archive, Bucket, Folder
+from tests.torture.invariant import Invariant, Seen, Violation, deletable, difference, merged
+from tests.torture.site import Row, Rows, Site
+from tests.torture.worker import Answer, Command, Stop, Worker
+
+Day = datetime.date
+
+# Small, so that a deletion has several transactions.
+BATCH_ROWS = 7
+
+# So long may a server take to store what it received from a client that is gone.
+LANDS_WITHIN = 5.0
+
+
+class Player:
+    """One database, one place in the store, and children that work on them."""
+
+    def __init__(self, postgres: Postgres, archive: Archive, url: str, options: dict[str, str]) -> None:
+        self.postgres = postgres
+        self.archive = archive
+        self.url = url
+        self.options = options
+        self.folder = tempfile.TemporaryDirectory(prefix="parquet-analytics-torture-")
+        self.site = Site(postgres.create_database())
+        self.invariant = Invariant(self.site, archive, Path(self.folder.name))
+        self.seen = Seen()
+        self.workers: list[Worker] = []
+        self.outcomes: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.killed: Counter[str] = Counter()
+        self.deleted = 0
+        # Files that a call may have sent which failed or died, and until when they may land: until another one does,
+        # or some seconds have gone by.
+        self.sent: dict[Day, list[tuple[Rows, float]]] = {}
+
+    @classmethod
+    def on_s3(cls, postgres: Postgres, s3: S3) -> Player:
+        place = Place(s3, s3.bucket, f"torture-{uuid.uuid4()}")
+        return cls(postgres, Bucket(s3.client(), s3.bucket, place.location), place.url, place.options())
+
+    @classmethod
+    def on_folder(cls, postgres: Postgres, folder: Path) -> Player:
+        return cls(postgres, Folder(folder), folder.as_uri(), {})
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+        self.site.close()
+        self.postgres.drop_database(self.site.url)
+        self.folder.cleanup()
+
+    def querier(self) -> ParquetAnalyticsQuerier:
+        return ParquetAnalyticsQuerier(self.url, storage_options=self.options or None)
+
+    def move_database(self) -> None:
+        """The site goes on with a copy of its database."""
+        old = self.site.url
+        new = f"moved_{uuid.uuid4().hex}"
+
+        def copy() -> str:
+            with psycopg.connect(self.postgres.url, autocommit=True) as connection:
+                names = (sql.Identifier(new), sql.Identifier(old.rsplit("/", 1)[1]))
+                connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
+            return self.postgres.database_url(new)
+
+        self.wait_until_quiet()
+        self.site.move(copy)
+        self.postgres.drop_database(old)
+
+    # Calls
+
+    def worker(self, number: int = 0) -> Worker:
+        while len(self.workers) <= number:
+            self.workers.append(Worker())
+        return self.workers[number]
+
+    def command(
+        self,
+        method: str,
+        day: Day,
+        *,
+        stop: Stop | None = None,
+        options: dict[str, str] | None = None,
+        source: dict[str, Any] | None = None,
+        **arguments: Any,
+    ) -> Command:
+        """`options` are of the store, `source` of the database, where they are not the usual ones."""
+        if method == "delete_exported_pageviews":
+            arguments = {"batch_rows": BATCH_ROWS} | arguments
+            if self.url.startswith("file:"):
+                arguments["allow_local_delete"] = True
+        exporter = {
+            "storage": self.url,
+            "storage_options": self.options | (options or {}),
+            "temp_dir": self.folder.name,
+        }
+        return Command(
+            method,
+            {"target_date": day.isoformat()} | arguments,
+            exporter,
+            {"url": self.site.url} | (source or {}),
+            stop,
+        )
+
+    def export(self, day: Day, **given: Any) -> Answer:
+        return self._call("export_daily_pageviews", day, given)
+
+    def delete(self, day: Day, **given: Any) -> Answer:
+        return self._call("delete_exported_pageviews", day, given)
+
+    def _call(self, method: str, day: Day, given: dict[str, Any]) -> Answer:
+        command = self.command(method, day, **given)
+        return self.finished(self.worker().call(command), stop=command.stop)
+
+    def finished(self, answer: Answer, number: int = 0, stop: Stop | None = None) -> Answer:
+        """Counts an answer; and when the child died, waits until the database noticed."""
+        if answer.result is not None:
+            self.outcomes[
+                str(answer.result.get("outcome", "deleted" if "deleted" in answer.result else "verified"))
+            ] += 1
+        elif answer.error is not None:
+            self.errors[answer.error.name] += 1
+            if answer.error.name == "DatabaseError":
+                self.wait_until_quiet()  # what was cut off may hold its locks for another moment
+            if not answer.error.typed or answer.error.name == "InternalError":
+                raise Violation(f"a call failed with {answer}")
+        if answer.killed:
+            last = answer.steps[-1] if answer.steps else "the start"
+            self.killed[(stop and stop.step) or last] += 1
+            self.restart(number)
+        return answer
+
+    def restart(self, number: int = 0) -> None:
+        """Kills the child, if it lives, and has another one take its place."""
+        self.workers[number].close()
+        self.workers[number] = Worker()
+        self.wait_until_quiet()
+
+    def wait_until_quiet(self) -> None:
+        """Until no backend works for others: a server goes on for a moment with what a dead client asked for."""
+        deadline = time.monotonic() + 20
+        busy = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend' AND state <> 'idle'"
+        )
+        while self.site.connection.execute(busy).fetchone() != (0,):
+            if time.monotonic() > deadline:
+                raise Violation("backends of calls that ended go on working")
+            time.sleep(0.003)
+
+    def look(self) -> Seen:
+        before, self.seen = self.seen, self.invariant.check()
+        for day, file in self.seen.files.items():
+            if file is not before.files.get(day):
+                self.sent.pop(day, None)
+        self.deleted += len(before.table.keys() - self.seen.table.keys() - self.site.deleted)
+        return self.seen
+
+    # Judgement
+
+    def bases(self, before: Seen, day: Day) -> list[Rows]:
+        """What may have been stored when a call began."""
+        return [before.stored(day), *self._underway(day)]
+
+    def _underway(self, day: Day) -> list[Rows]:
+        return [rows for rows, until in self.sent.get(day, ()) if time.monotonic() < until]
+
+    def expect_exported(
+        self,
+        before: Seen,
+        day: Day,
+        answers: Sequence[Answer],
+        touched: Iterable[int] = (),
+        *,
+        replace: bool = False,
+        discard: bool = False,
+        lands_within: float | None = None,
+    ) -> Seen:
+        """After exports of a day. `touched` are rows that the application changed meanwhile: they may be in the file
+        as they were before or after. A write that nobody waits for any more may take `lands_within` seconds."""
+        bases, table, ignored = self.bases(before, day), before.of(day), set(touched)
+        good = {id: row for id, row in table.items() if row.fits}
+        afterwards = [good] if replace or discard else [merged(base, table) for base in bases]
+        now = self.look()
+        found = now.stored(day)
+        if any(answer.done for answer in answers):
+            allowed = afterwards
+            if day not in now.files:
+                raise Violation(f"{day} was exported, but there is no file")
+        elif any("publishing" in answer.steps for answer in answers):
+            allowed = [*bases, *afterwards]
+            if now.files.get(day) is before.files.get(day):
+                until = time.monotonic() + (lands_within or LANDS_WITHIN)
+                self.sent.setdefault(day, []).extend((rows, until) for rows in afterwards)
+        else:
+            allowed = bases
+        if not any(_same(found, choice, ignored) for choice in allowed):
+            raise Violation(f"{now.files.get(day)} after {[str(a) for a in answers]}: {difference(found, allowed[-1])}")
+        if len(answers) == 1 and len(bases) == 1 and answers[0].result is not None and not ignored:
+            # What is discarded is not compared: every row is new then.
+            stored = {} if discard else before.stored(day)
+            self._check_numbers(before, now, day, answers[0].result, stored, good)
+        return now
+
+    def _check_numbers(
+        self, before: Seen, now: Seen, day: Day, result: dict[str, Any], stored: Rows, good: Rows
+    ) -> None:
+        file = now.files[day]
+        truth: dict[str, Any] = {
+            "date": day.isoformat(),
+            "total_records": len(file.rows),
+            "total_views": sum(row.view_count for row in file.rows.values()),
+            "added": len(good.keys() - stored.keys()),
+            "changed": sum(1 for id in good.keys() & stored.keys() if good[id] != stored[id]),
+            "left": len(before.of(day)) - len(good),
+            "run_id": file.run_id,
+            "verified": True,
+        }
+        if self.archive.knows_etags:
+            truth["etag"] = file.etag
+        if result["outcome"] != "replaced" and not truth["left"]:
+            truth["kept"] = len(stored.keys() - good.keys())
+        wrong = {name: (result.get(name), value) for name, value in truth.items() if result.get(name) != value}
+        wrote = file is not before.files.get(day)
+        if wrote == (result["outcome"] == "unchanged"):
+            wrong["outcome"] = (result["outcome"], "a new file" if wrote else "the same file")
+        if wrong:
+            raise Violation(f"the result says otherwise than the file (said, is): {wrong}")
+
+    def expect_deleted(
+        self, before: Seen, day: Day, answer: Answer, touched: Iterable[int] = (), locked: Iterable[int] = ()
+    ) -> Seen:
+        """After a deletion. `touched` are rows that the application changed meanwhile, `locked` those it held."""
+        stored, table, ignored, held = before.stored(day), before.of(day), set(touched), set(locked)
+        exact = deletable(stored, table)
+        underway = self._underway(day)
+        now = self.look()
+        gone = table.keys() - now.of(day).keys() - self.site.deleted
+        if gone - exact - ignored and not underway:
+            raise Violation(f"deleted, but not as stored: {[(table[id], stored.get(id)) for id in gone - exact]}")
+        if answer.result is None or underway:
+            return now
+        if gone - ignored != exact - ignored - held:
+            left = [table[id] for id in exact - gone - ignored - held]
+            raise Violation(f"not deleted, though stored, unchanged and free: {left}; {answer}")
+        result = answer.result
+        if ignored:
+            return now
+        changed = sorted(id for id, row in table.items() if id in stored and stored[id] != row)
+        late = sorted(id for id, row in table.items() if id not in stored and row.fits)
+        bad = sum(1 for row in table.values() if not row.fits)
+        truth = {"deleted": len(gone), "changed_ids": changed, "late_ids": late}
+        if self.archive.knows_etags:
+            truth["etag"] = before.files[day].etag
+        if not held:
+            truth |= {"changed": len(changed), "late": len(late), "left": bad, "busy": 0}
+        elif not len(exact & held) <= result["busy"] <= len(held):
+            raise Violation(f"{result['busy']} rows are said to be locked, not {len(held)}")
+        else:
+            truth = {"deleted": len(gone)}
+        wrong = {name: (result.get(name), value) for name, value in truth.items() if result.get(name) != value}
+        if wrong:
+            ids = {*changed, *late, *result["changed_ids"], *result["late_ids"]}
+            raise Violation(
+                f"the result of the deletion says otherwise than the table (said, is): {wrong}; "
+                f"the rows (stored, in the table): {[(stored.get(id), table.get(id)) for id in ids]}"
+            )
+        return now
+
+    def expect_error(self, answer: Answer, *names: str) -> None:
+        if answer.error is None or answer.error.name not in names:
+            raise Violation(f"{' or '.join(names)} was expected, not {answer}")
+
+
+def _same(found: Rows, expected: Rows, ignored: set[int]) -> bool:
+    if not ignored:
+        return found == expected
+
+    def without(rows: dict[int, Row]) -> Rows:
+        return {id: row for id, row in rows.items() if id not in ignored}
+
+    return without(found) == without(expected)

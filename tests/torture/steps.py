@@ -1,0 +1,576 @@
+"""What can happen: the application's steps, and ours in quiet, beside the application, and beside each other.
+
+Each step makes what it needs first (something to delete, a changed row), so that no step is without effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from random import Random
+from typing import Any
+
+import psycopg
+
+from tests.torture.invariant import Violation, deletable
+from tests.torture.player import BATCH_ROWS, Day, Player
+from tests.torture.worker import BATCH_STEPS, COPY_STEPS, DELETE_STEPS, EXPORT_STEPS, Answer, Stop
+
+
+@dataclass(frozen=True)
+class Step:
+    """`weight` of a thousand steps, about; every step comes at least once."""
+
+    name: str
+    weight: int
+    take: Callable[[Any, Random, Day], str]
+
+
+class Story:
+    """The days in use, and what happens on them. A step says in one line what it did."""
+
+    def __init__(self, player: Player, first: Day) -> None:
+        self.player = player
+        self.site = player.site
+        self.first = first
+        self.days: list[Day] = []
+        self.opened = 0
+
+    def open_day(self) -> Day:
+        day = Day.fromordinal(self.first.toordinal() + self.opened)
+        self.opened += 1
+        self.days.append(day)
+        return day
+
+    # The application
+
+    def insert(self, rng: Random, day: Day) -> str:
+        gone = [row for row in self.player.seen.stored(day).values() if row.id not in self.player.seen.table]
+        ids = self.site.insert(rng, day, rng.randint(1, 12), gone)
+        self.player.look()
+        return f"rows {ids}"
+
+    def update(self, rng: Random, day: Day) -> str:
+        changed = self.site.count_views(rng, self._some(rng, day))
+        self.player.look()
+        return f"rows {sorted(changed)}"
+
+    def rename(self, rng: Random, day: Day) -> str:
+        project = rng.choice(sorted(self.site.slugs))
+        slug = self.site.rename(rng, project)
+        self.player.look()
+        return f"project {project} is {slug}"
+
+    def delete_version(self, rng: Random, day: Day) -> str:
+        changed = self.site.delete_version(rng, rng.choice(sorted(self.site.slugs)))
+        self.player.look()
+        return f"rows {sorted(changed)}"
+
+    def delete_rows(self, rng: Random, day: Day) -> str:
+        every = list(self.player.seen.of(day))
+        gone = self.site.delete(every if rng.random() < 0.1 else self._some(rng, day, 4))
+        self.player.look()
+        return f"rows {sorted(gone)}"
+
+    def anything(self, rng: Random, day: Day) -> set[int]:
+        """Some of the application's work on a day, while a call may be under way; the rows that it touched."""
+        touched: set[int] = set()
+        for _ in range(rng.randint(1, 3)):
+            some = self._some(rng, day)
+            work = rng.choice(("insert", "update", "update", "delete", "version", "rename"))
+            try:
+                if work == "insert":
+                    touched.update(self.site.insert(rng, day, rng.randint(1, 5)))
+                elif work == "update":
+                    touched |= self.site.count_views(rng, some)
+                elif work == "delete":
+                    touched |= self.site.delete(some[:2])
+                elif work == "version":
+                    touched |= self.site.delete_version(rng, rng.choice(sorted(self.site.slugs)))
+                else:
+                    self.site.rename(rng, rng.choice(sorted(self.site.slugs)))
+            except psycopg.errors.LockNotAvailable:
+                continue  # a deletion holds the row; the application would try again
+        return touched
+
+    # Exports
+
+    def export(self, rng: Random, day: Day) -> str:
+        before = self.player.seen
+        leaves = self._spoiled(day)
+        answer = self.player.export(
+            day, per_project=rng.random() < 0.1, on_bad_row="leave" if leaves else rng.choice(("fail", "leave"))
+        )
+        if not before.of(day) and not any(self.player.bases(before, day)) and not self.site.has_before(day):
+            self.player.expect_error(answer, "DayHasNoRows")
+        else:
+            self._expect_done(answer)
+        self.player.expect_exported(before, day, [answer])
+        return str(answer)
+
+    def merge_after_deletion(self, rng: Random, day: Day) -> str:
+        said = [self.delete(rng, day), self.insert(rng, day), self.update(rng, day), self.export(rng, day)]
+        return "; ".join(said)
+
+    def export_beside_writes(self, rng: Random, day: Day) -> str:
+        self.repair(day)
+        self.change(rng, day)
+        before = self.player.seen
+        step = rng.choice(EXPORT_STEPS[:-1])
+        answer, touched = self._with_writes(rng, day, "export_daily_pageviews", step)
+        self._expect_done(answer)
+        self.player.expect_exported(before, day, [answer], touched)
+        return f"{sorted(touched)} touched at {step}: {answer}"
+
+    def export_beside_open_transaction(self, rng: Random, day: Day) -> str:
+        """Rows with lower ids than others that are exported already become visible only afterwards."""
+        self.repair(day)
+        commit = self.site.insert_slowly(rng, day, rng.randint(1, 4))
+        self.site.insert(rng, day, 2)
+        before = self.player.look()
+        answer = self.player.export(day)
+        self._expect_done(answer)
+        self.player.expect_exported(before, day, [answer])
+        late = commit()
+        self.player.look()
+        return f"{late} committed late: {answer}"
+
+    def export_twice_at_once(self, rng: Random, day: Day) -> str:
+        self.repair(day)
+        self.change(rng, day)
+        before = self.player.seen
+        command = self.player.command("export_daily_pageviews", day)
+        workers = [self.player.worker(number) for number in (0, 1)]
+        for worker in workers:
+            worker.begin(command)
+        touched = self.anything(rng, day) if rng.random() < 0.5 else set()
+        answers = [self.player.finished(worker.finish(), number) for number, worker in enumerate(workers)]
+        for answer in answers:
+            self._expect_done(answer)
+        self.player.expect_exported(before, day, answers, touched)
+        return f"{sorted(touched)} touched: {' / '.join(map(str, answers))}"
+
+    def export_overtaken(self, rng: Random, day: Day) -> str:
+        """Another child exports newer rows while the first, which may be replacing, is about to publish."""
+        self.repair(day)
+        self.change(rng, day)
+        before = self.player.seen
+        first, second = self.player.worker(0), self.player.worker(1)
+        step = rng.choice(("reading-database", "writing-file", "publishing"))
+        replaces = rng.random() < 0.3
+        first.begin(self.player.command("export_daily_pageviews", day, stop=Stop(step), replace=replaces))
+        ended = first.wait_for_step()
+        touched = self.anything(rng, day)
+        answers = [self.player.finished(second.call(self.player.command("export_daily_pageviews", day)), 1)]
+        if ended is None:
+            first.go_on()
+            ended = first.finish()
+        answers.append(self.player.finished(ended))
+        self._expect_done(answers[0])
+        if replaces and not answers[1].done:  # the other one has stored rows that are in the table no more
+            self.player.expect_error(answers[1], "InvalidInput")
+        else:
+            self._expect_done(answers[1])
+        self.player.expect_exported(before, day, answers, touched)
+        return f"{sorted(touched)} touched at {step}: {' / '.join(map(str, answers))}"
+
+    def replace(self, rng: Random, day: Day) -> str:
+        self.repair(day)
+        before = self.player.seen
+        table, stored = before.of(day), before.stored(day)
+        answer = self.player.export(day, replace=True, allow_empty=True)
+        if any(base.keys() - table.keys() for base in self.player.bases(before, day)) and not answer.done:
+            self.player.expect_error(answer, "InvalidInput")
+            self.player.expect_exported(before, day, [answer], replace=True)
+            return f"refused for {len(stored.keys() - table.keys())} stored rows"
+        self._expect_done(answer)
+        if stored.keys() - table.keys():
+            raise Violation(f"a replacement was not refused though it drops {stored.keys() - table.keys()}")
+        self.player.expect_exported(before, day, [answer], replace=True)
+        return str(answer)
+
+    def discard_stored(self, rng: Random, day: Day) -> str:
+        self.repair(day)
+        self.site.insert(rng, day, 3)
+        before = self.player.look()
+        dropped = {id for base in self.player.bases(before, day) for id in base} - before.of(day).keys()
+        self.player.invariant.discardable[day] = dropped
+        answer = self.player.export(day, replace=True, discard_stored=True)
+        self._expect_done(answer)
+        self.player.expect_exported(before, day, [answer], discard=True)
+        self.player.invariant.discardable.pop(day, None)
+        return f"{len(dropped)} dropped: {answer}"
+
+    def killed_while_discarding(self, rng: Random, day: Day) -> str:
+        self.stored(rng, day)
+        self.repair(day)
+        self.change(rng, day)
+        before = self.player.seen
+        dropped = {id for base in self.player.bases(before, day) for id in base} - before.of(day).keys()
+        self.player.invariant.discardable[day] = dropped
+        stop = Stop(rng.choice(("publishing", "published")), dies_after=rng.random() * 0.01)
+        answer = self.player.export(day, discard_stored=True, stop=stop)
+        self.player.expect_exported(before, day, [answer], discard=True)
+        if not answer.killed:
+            self.player.restart()  # it may be about to die
+        return f"{len(dropped)} may be dropped: {answer}"
+
+    # Deletions
+
+    def delete(self, rng: Random, day: Day) -> str:
+        self.make_deletable(rng, day)
+        before = self.player.seen
+        answer = self.player.delete(day)
+        self._expect_done(answer)
+        self.player.expect_deleted(before, day, answer)
+        return str(answer)
+
+    def delete_beside_writes(self, rng: Random, day: Day) -> str:
+        self.make_deletable(rng, day, rng.choice((1, 2 * BATCH_ROWS)))
+        before = self.player.seen
+        step = rng.choice(DELETE_STEPS[:-1])
+        answer, touched = self._with_writes(rng, day, "delete_exported_pageviews", step)
+        self._expect_done(answer)
+        self.player.expect_deleted(before, day, answer, touched)
+        return f"{sorted(touched)} touched at {step}: {answer}"
+
+    def delete_beside_locks(self, rng: Random, day: Day) -> str:
+        self.make_deletable(rng, day)
+        before = self.player.seen
+        held = self._some(rng, day)
+        with psycopg.connect(self.site.url) as other:
+            other.execute("SELECT 1 FROM analytics_pageview WHERE id = ANY(%s) FOR UPDATE", (held,))
+            answer = self.player.delete(day)
+            other.rollback()
+        self._expect_done(answer)
+        self.player.expect_deleted(before, day, answer, locked=held)
+        return f"{held} held: {answer}"
+
+    def delete_beside_export(self, rng: Random, day: Day) -> str:
+        self.repair(day)
+        self.make_deletable(rng, day)
+        touched = self.site.count_views(rng, self._some(rng, day))
+        before = self.player.look()
+        first, second = self.player.worker(0), self.player.worker(1)
+        first.begin(self.player.command("delete_exported_pageviews", day))
+        second.begin(self.player.command("export_daily_pageviews", day))
+        touched |= self.anything(rng, day)
+        deletion = self.player.finished(first.finish())
+        export = self.player.finished(second.finish(), 1)
+        self._expect_done(export)
+        if not deletion.done:
+            self.player.expect_error(deletion, "Conflict")
+        self.player.expect_deleted(before, day, deletion, before.of(day).keys() | touched)
+        return f"{sorted(touched)} touched: {deletion} / {export}"
+
+    def two_deletions_at_once(self, rng: Random, day: Day) -> str:
+        self.make_deletable(rng, day, 2 * BATCH_ROWS)
+        before = self.player.seen
+        command = self.player.command("delete_exported_pageviews", day)
+        workers = [self.player.worker(number) for number in (0, 1)]
+        for worker in workers:
+            worker.begin(command)
+        answers = [self.player.finished(worker.finish(), number) for number, worker in enumerate(workers)]
+        deleted = 0
+        for answer in answers:
+            self._expect_done(answer)
+            assert answer.result is not None
+            deleted += answer.result["deleted"]
+        exact = deletable(before.stored(day), before.of(day))
+        now = self.player.look()
+        if before.of(day).keys() - now.of(day).keys() != exact or deleted != len(exact):
+            raise Violation(f"{len(exact)} rows were to be deleted, not {deleted}: {' / '.join(map(str, answers))}")
+        return " / ".join(map(str, answers))
+
+    def delete_what_was_verified(self, rng: Random, day: Day) -> str:
+        """A deletion that is told which version of the file was verified refuses any other."""
+        self.make_deletable(rng, day)
+        self.repair(day)
+        early = self.player.export(day)
+        self._expect_done(early)
+        self.player.look()
+        self.change(rng, day)
+        late = self.player.export(day)
+        self._expect_done(late)
+        before = self.player.look()
+        refused = self.player.delete(day, verification=early.result)
+        self.player.expect_error(refused, "DeletionRefused")
+        self.player.expect_deleted(before, day, refused)
+        answer = self.player.delete(day, verification=late.result)
+        self._expect_done(answer)
+        self.player.expect_deleted(before, day, answer)
+        return f"{refused}; {answer}"
+
+    # Looking
+
+    def verify(self, rng: Random, day: Day) -> str:
+        before = self.player.seen
+        command = self.player.command("verify", day, against=rng.choice((None, "database", "database")))
+        answer = self.player.finished(self.player.worker().call(command))
+        if day not in before.files:
+            self.player.expect_error(answer, "DayNotStored")
+            return str(answer)
+        self._expect_done(answer)
+        assert answer.result is not None
+        stored, table = before.stored(day), before.of(day)
+        statuses = [row.status for row in stored.values()]
+        truth: dict[str, object] = {
+            "total_records": len(stored),
+            "total_views": sum(row.view_count for row in stored.values()),
+            "statuses": {status: statuses.count(status) for status in set(statuses)},
+            "run_id": before.files[day].run_id,
+        }
+        if command.arguments["against"]:
+            truth |= {
+                "missing_ids": sorted(id for id in table.keys() - stored.keys() if table[id].fits),
+                "changed_ids": sorted(id for id in table.keys() & stored.keys() if table[id] != stored[id]),
+                "archive_only_ids": sorted(stored.keys() - table.keys()),
+            }
+        wrong = {name: (answer.result[name], value) for name, value in truth.items() if answer.result[name] != value}
+        if wrong and not self.player.sent.get(day):
+            raise Violation(f"verify says otherwise than the file and the table (said, is): {wrong}")
+        self.player.look()
+        return f"{len(stored)} rows as said"
+
+    # Days and rows of other kinds
+
+    def next_day(self, rng: Random, day: Day) -> str:
+        """A day is finished, and another one begins; some have no rows at first."""
+        self.repair(day)
+        self.days.remove(day)
+        said = self.export(rng, day)
+        if self.player.seen.of(day):
+            said += "; " + self.delete(rng, day)
+        new = self.open_day()
+        if rng.random() < 0.6:
+            self.site.insert(rng, new, rng.randint(10, 30))
+        self.player.look()
+        return f"{day} ends: {said}; {new} begins"
+
+    def empty_day(self, rng: Random, day: Day) -> str:
+        """Before the first day there is no history to be empty in."""
+        empty = Day.fromordinal(self.first.toordinal() - 1 - rng.randrange(1000))
+        answer = self.player.export(empty)
+        self.player.expect_error(answer, "DayHasNoRows")
+        self.player.look()
+        return str(answer)
+
+    def bad_row(self, rng: Random, day: Day) -> str:
+        self.repair(day)
+        self.site.insert(rng, day, 2)
+        self.site.spoil(self._some(rng, day, 2) or self.site.insert(rng, day, 1))
+        before = self.player.look()
+        answer = self.player.export(day)
+        self.player.expect_error(answer, "BadRow")
+        self.player.expect_exported(before, day, [answer])
+        if rng.random() < 0.5:
+            return str(answer)
+        left = self.player.export(day, on_bad_row="leave", allow_empty=True)
+        self._expect_done(left)
+        self.player.expect_exported(before, day, [left])
+        assert left.result is not None
+        said = {row["id"] for row in left.result["left_rows"]}
+        if said != set(self._spoiled(day)):
+            raise Violation(f"left in the database: {self._spoiled(day)}, but said: {said}")
+        return str(left)
+
+    def reused_id(self, rng: Random, day: Day) -> str:
+        """A restored database gives an id of a stored row to another page: nothing of it is stored or deleted."""
+        self.repair(day)
+        self.make_deletable(rng, day)
+        self.delete(rng, day)
+        before = self.player.seen
+        row = rng.choice([row for id, row in before.stored(day).items() if id not in before.table])
+        self.site.reuse_id(row)
+        export = self.player.export(day)
+        delete = self.player.delete(day)
+        if not self.site.forget_reused(row.id):
+            raise Violation(f"the row that reused the id of {row} was deleted")
+        self.player.expect_error(export, "IdConflict")
+        assert export.error is not None
+        if export.error.row_id != row.id:
+            raise Violation(f"the conflict is with {row.id}, but said to be with {export.error.row_id}")
+        self._expect_done(delete)
+        self.player.expect_exported(before, day, [export])
+        return str(export)
+
+    def other_database(self, rng: Random, day: Day) -> str:
+        """The same tables in another database: an export must not merge them, a deletion not delete there."""
+        self.repair(day)
+        self.stored(rng, day)
+        before = self.player.seen
+        url = self.player.postgres.create_database()
+        try:
+            other = psycopg.connect(url, autocommit=True)
+            row = next(iter(before.stored(day).values()))
+            with other:
+                other.execute("INSERT INTO projects_project (id, name, slug) VALUES (%s, 'x', 'x')", (row.project_id,))
+                other.execute(
+                    "INSERT INTO analytics_pageview (id, project_id, path, full_path, view_count, date, status) "
+                    "VALUES (%s, %s, %s, %s, %s, %s, %s)",
+                    (row.id, row.project_id, row.path, row.full_path, row.view_count, row.date, row.status),
+                )
+            export = self.player.export(day, source={"url": url})
+            delete = self.player.delete(day, source={"url": url})
+        finally:
+            self.player.postgres.drop_database(url)
+        self.player.expect_error(export, "StaleSnapshot")
+        self.player.expect_error(delete, "DeletionRefused")
+        self.player.expect_exported(before, day, [export])
+        return f"{export} / {delete}"
+
+    def database_moved(self, rng: Random, day: Day) -> str:
+        """The database is copied to another one, which the application goes on with. Nothing is merged or deleted until
+        somebody says that this is meant; then all is as before."""
+        for each in self.days:
+            self.repair(each)
+        before = self.player.seen
+        self.player.move_database()
+        moved = [each for each in before.files if each in self.days or before.of(each)]
+        for each in moved:
+            refused = self.player.export(each)
+            self.player.expect_error(refused, "StaleSnapshot")
+            self.player.expect_exported(before, each, [refused])
+            deletion = self.player.delete(each)
+            self.player.expect_error(deletion, "DeletionRefused")
+            answer = self.player.export(each, accept_moved_database=True)
+            self._expect_done(answer)
+            self.player.look()
+            again = self.player.export(each)
+            self._expect_done(again)
+            before = self.player.expect_exported(before, each, [answer, again])
+        return f"{len(moved)} days accepted"
+
+    # Deaths
+
+    def killed_at(self, rng: Random, day: Day, step: str) -> str:
+        delay = rng.choice((0.0, 0.0, rng.random() * 0.01, rng.random() * 0.03))
+        occurrence = rng.randint(1, 2) if step in BATCH_STEPS else 1
+        return self._killed(rng, day, Stop(step, occurrence, delay), step in DELETE_STEPS)
+
+    def killed_some_time(self, rng: Random, day: Day) -> str:
+        return self._killed(rng, day, Stop(None, dies_after=rng.random() * 0.12), rng.random() < 0.5)
+
+    def _killed(self, rng: Random, day: Day, stop: Stop, deletion: bool) -> str:
+        self.repair(day)
+        copies = stop.step in COPY_STEPS or rng.random() < 0.2
+        for delay in (stop.dies_after, 0.0):  # the second when the call was over sooner
+            stop = replace(stop, dies_after=delay)
+            if deletion:
+                self.make_deletable(rng, day, 2 * BATCH_ROWS + 3)
+                before = self.player.seen
+                answer = self.player.delete(day, stop=stop)
+                now = self.player.expect_deleted(before, day, answer)
+            else:
+                self.change(rng, day)
+                before = self.player.seen
+                answer = self.player.export(day, stop=stop, per_project=copies)
+                now = self.player.expect_exported(before, day, [answer])
+            if answer.killed:
+                break
+            self.player.restart()  # it may be about to die
+        said = f"{stop}: {answer}"
+        if rng.random() < 0.6:  # what a scheduler would do; otherwise something else comes first
+            again = self.player.delete(day) if deletion else self.player.export(day)
+            self._expect_done(again)
+            if deletion:
+                self.player.expect_deleted(now, day, again)
+            else:
+                self.player.expect_exported(now, day, [again])
+            said += f"; again: {again}"
+        return said
+
+    # Preparations
+
+    def make_deletable(self, rng: Random, day: Day, count: int = 1) -> None:
+        """At least so many rows that are stored as they are, and something late and changed among them."""
+        seen = self.player.seen
+        if len(deletable(seen.stored(day), seen.of(day))) < count or self.player.sent.get(day):
+            self.repair(day)
+            self.site.insert(rng, day, count + 6)
+            self.player.look()
+            self.export(rng, day)
+            self.anything(rng, day)
+            self.player.look()
+        seen = self.player.seen
+        if not deletable(seen.stored(day), seen.of(day)):
+            self.site.insert(rng, day, count + 3)
+            self.player.look()
+            self.export(rng, day)
+
+    def stored(self, rng: Random, day: Day) -> None:
+        if not self.player.seen.stored(day):
+            self.site.insert(rng, day, 5)
+            self.player.look()
+            self.export(rng, day)
+
+    def change(self, rng: Random, day: Day) -> None:
+        """Something for an export to write."""
+        self.site.insert(rng, day, rng.randint(1, 6))
+        self.site.count_views(rng, self._some(rng, day))
+        self.player.look()
+
+    def _spoiled(self, day: Day) -> list[int]:
+        return [id for id, row in self.player.seen.of(day).items() if not row.fits]
+
+    def repair(self, day: Day) -> None:
+        if spoiled := self._spoiled(day):
+            self.site.repair(spoiled)
+            self.player.look()
+
+    def _some(self, rng: Random, day: Day, at_most: int = 8) -> list[int]:
+        ids = sorted(id for id, row in self.player.seen.table.items() if row.date == day and row.fits)
+        return rng.sample(ids, min(len(ids), rng.randint(1, at_most)))
+
+    def _with_writes(self, rng: Random, day: Day, method: str, step: str) -> tuple[Answer, set[int]]:
+        """Calls, and lets the application work while the call waits at a step."""
+        worker = self.player.worker()
+        occurrence = rng.randint(1, 3) if step in BATCH_STEPS else 1
+        worker.begin(self.player.command(method, day, stop=Stop(step, occurrence)))
+        ended = worker.wait_for_step()
+        touched = self.anything(rng, day)
+        if ended is None:
+            worker.go_on()
+            ended = worker.finish()
+        return self.player.finished(ended), touched
+
+    def _expect_done(self, answer: Answer) -> None:
+        if not answer.done:
+            raise Violation(f"a call that nothing disturbed ended with {answer}")
+
+
+STEPS = (
+    Step("late insert", 140, Story.insert),
+    Step("update", 110, Story.update),
+    Step("project renamed", 35, Story.rename),
+    Step("version deleted", 25, Story.delete_version),
+    Step("deleted by the application", 50, Story.delete_rows),
+    Step("export", 110, Story.export),
+    Step("export beside writes", 50, Story.export_beside_writes),
+    Step("export beside an open transaction", 15, Story.export_beside_open_transaction),
+    Step("two exports at once", 45, Story.export_twice_at_once),
+    Step("export overtaken by another", 25, Story.export_overtaken),
+    Step("replace", 30, Story.replace),
+    Step("replace, discard_stored", 8, Story.discard_stored),
+    Step("killed while discarding", 4, Story.killed_while_discarding),
+    Step("deletion", 55, Story.delete),
+    Step("deletion beside writes", 35, Story.delete_beside_writes),
+    Step("deletion beside locks", 8, Story.delete_beside_locks),
+    Step("deletion beside an export", 25, Story.delete_beside_export),
+    Step("two deletions at once", 6, Story.two_deletions_at_once),
+    Step("deletion of what was verified", 8, Story.delete_what_was_verified),
+    Step("merge after deletion", 25, Story.merge_after_deletion),
+    Step("verify", 20, Story.verify),
+    Step("day ends", 15, Story.next_day),
+    Step("empty day refused", 3, Story.empty_day),
+    Step("bad row", 15, Story.bad_row),
+    Step("id used again", 6, Story.reused_id),
+    Step("other database", 4, Story.other_database),
+    Step("database moved", 2, Story.database_moved),
+    Step("killed after a while", 25, Story.killed_some_time),
+    *(
+        Step(f"killed at {step}", 5, partial(Story.killed_at, step=step))
+        for step in (*EXPORT_STEPS, *COPY_STEPS, *DELETE_STEPS)
+    ),
+)
