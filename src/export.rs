@@ -1,152 +1,39 @@
 //! One day from a source to the store: read, merge with what is stored, sort, write, publish, verify, and only
 //! then the copies.
 
-use std::fmt;
+mod options;
+
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
-use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 
-use crate::copies::{Copies, CopyFile, CopyPlan};
+use crate::copies::{Copies, CopyFile};
+pub use options::{ExportOptions, Exported, Outcome, Planned, Progress};
+
 use crate::error::{Error, Result};
-use crate::keys::{Day, Prefix, Scope};
+use crate::keys::{Day, Scope};
 use crate::merge::{Merged, SameRows, check_newer, merge};
 use crate::position::Position;
-use crate::publish::{LARGEST_FILE, check_size, interrupted_publish, publish};
+use crate::publish::{check_size, interrupted_publish, publish};
 use crate::rows::{RowIndex, RowIndexBuilder, check_ids};
 use crate::runtime::{Cancel, block_on};
 use crate::schema::meta;
-use crate::sort::{SortOptions, Sorter};
-use crate::source::{BadRows, LeftRow, Source, Summary};
+use crate::sort::Sorter;
+use crate::source::{Source, Summary};
 use crate::spool::Spool;
 use crate::steps::{Step, reached};
 use crate::store::{Got, IfVersion, Part, Store, Write};
 use crate::stored::{StoredDay, id_column};
 use crate::tally::Tally;
-use crate::writer::{DayWriter, FileFacts, ROW_GROUP_ROWS, Written};
+use crate::writer::{DayWriter, FileFacts, Written};
 
 /// How often an export that others get in the way of is begun again.
 const ROUNDS: u32 = 16;
 /// Copies on their way to the store at the same time.
 const CONCURRENT_COPIES: usize = 16;
-
-#[derive(Debug, Clone)]
-pub struct ExportOptions {
-    pub prefix: Prefix,
-    pub copies: CopyPlan,
-    /// Write a stored day anew from the source's rows alone, instead of merging them into it.
-    pub replace: bool,
-    /// Replace also when the source lacks stored rows.
-    pub discard_stored: bool,
-    /// Write a file without rows also when the source has no earlier day either.
-    pub allow_empty: bool,
-    pub bad_rows: BadRows,
-    /// Merge also from another database than the one that the day was exported from.
-    pub accept_moved_database: bool,
-    /// The largest file that is uploaded, in bytes.
-    pub largest_file: u64,
-    /// Export a day that is not over yet.
-    pub allow_open_day: bool,
-    pub sort: SortOptions,
-    pub row_group_rows: usize,
-}
-
-impl Default for ExportOptions {
-    fn default() -> Self {
-        Self {
-            prefix: Prefix::default(),
-            copies: CopyPlan::default(),
-            replace: false,
-            discard_stored: false,
-            allow_empty: false,
-            bad_rows: BadRows::Fail,
-            accept_moved_database: false,
-            largest_file: LARGEST_FILE,
-            allow_open_day: false,
-            sort: SortOptions::default(),
-            row_group_rows: ROW_GROUP_ROWS,
-        }
-    }
-}
-
-/// How far an export is; read by whoever shows it, while it runs.
-#[derive(Debug, Default)]
-pub struct Progress {
-    done: AtomicU64,
-    /// The total plus one; zero while it is unknown.
-    total: AtomicU64,
-    wants_total: bool,
-}
-
-impl Progress {
-    /// Progress towards a total, for which the source counts its rows first, where it can.
-    pub fn with_total() -> Self {
-        Self {
-            wants_total: true,
-            ..Self::default()
-        }
-    }
-
-    /// Rows read, and rows that there are, where known.
-    pub fn rows(&self) -> (u64, Option<u64>) {
-        (
-            self.done.load(Ordering::Relaxed),
-            self.total.load(Ordering::Relaxed).checked_sub(1),
-        )
-    }
-}
-
-/// What became of the day's file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Created,
-    Merged,
-    Replaced,
-    /// The stored file holds what would have been written.
-    Unchanged,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Created => "created",
-            Self::Merged => "merged",
-            Self::Replaced => "replaced",
-            Self::Unchanged => "unchanged",
-        })
-    }
-}
-
-/// What an export did. The file was read back and verified.
-#[derive(Debug, Clone)]
-pub struct Exported {
-    pub day: Day,
-    pub key: String,
-    pub outcome: Outcome,
-    pub run_id: String,
-    pub etag: String,
-    pub file: Written,
-    pub source: String,
-    pub snapshot_time: DateTime<Utc>,
-    pub merged: Merged,
-    /// Rows with a value that does not fit, which stay in the source.
-    pub left: Vec<LeftRow>,
-    pub project_copies: u64,
-    pub organization_copies: u64,
-}
-
-/// What an export would do.
-#[derive(Debug, Clone)]
-pub struct Planned {
-    pub day: Day,
-    pub key: String,
-    /// `None` when the source cannot count without reading.
-    pub rows: Option<u64>,
-}
 
 /// Looks without writing anything: the key, and the rows as the source counts them.
 pub fn plan(source: &mut dyn Source, day: Day, options: &ExportOptions, cancel: &Cancel) -> Result<Planned> {
@@ -360,7 +247,7 @@ impl Export<'_> {
         if self.progress.wants_total
             && let Some(total) = self.source.count(self.day, self.cancel)?
         {
-            self.progress.total.store(total + 1, Ordering::Relaxed);
+            self.progress.expect(total);
         }
         let mut sorter = Sorter::new(self.day, self.options.sort.clone());
         let mut index = matches!(stored, Stored::Day(_)).then(RowIndexBuilder::default);
@@ -372,7 +259,7 @@ impl Export<'_> {
                 None => ids.extend(id_column(&batch)?),
             }
             sorter.push(&batch)?;
-            progress.done.store(sorter.rows(), Ordering::Relaxed);
+            progress.done(sorter.rows());
             Ok(())
         };
         let summary = self

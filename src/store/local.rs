@@ -17,6 +17,9 @@ use crate::error::{Error, Result};
 /// Stands in a folder whose file system cannot lock folders (NFS).
 const LOCK_FILE: &str = ".parquet-analytics.lock";
 
+/// No write takes that long.
+const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
     root: PathBuf,
@@ -74,6 +77,7 @@ impl Folder {
         set_metadata(&draft.file, metadata);
 
         let _lock = lock(folder).map_err(fail)?;
+        sweep(folder);
         let old = match std::fs::metadata(&path) {
             Ok(meta) => Some(meta),
             Err(error) if error.kind() == ErrorKind::NotFound => None,
@@ -208,6 +212,21 @@ impl Drop for Draft {
     fn drop(&mut self) {
         if !self.published {
             let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes drafts that a process which was killed has left, a day after.
+fn sweep(folder: &Path) {
+    let is_old = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let draft = name.starts_with('.') && name.ends_with(".tmp") && name.len() > 36;
+        let age = || path.metadata()?.modified()?.elapsed().map_err(io::Error::other);
+        draft && age().is_ok_and(|age| age > ABANDONED)
+    };
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if is_old(&entry.path()) {
+            let _ = std::fs::remove_file(entry.path());
         }
     }
 }

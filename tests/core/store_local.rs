@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
 use parquet_analytics::error::Error;
 use parquet_analytics::store::{Got, IfVersion, Part, Store, Write};
@@ -176,4 +177,38 @@ fn missing_permissions_are_named_with_the_path() {
         assert!(error.to_string().contains(folder.path().to_str().unwrap()), "{error}");
     }
     std::fs::set_permissions(folder.path().join("a"), PermissionsExt::from_mode(0o755)).unwrap();
+}
+
+#[test]
+fn what_a_killed_writer_left_is_removed_a_day_later_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(&format!("file://{}", folder.path().display()), &[]).unwrap();
+    put(&store, "day/a.parquet", "first", Write::Create).unwrap();
+    let day = folder.path().join("day");
+    let yesterday = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    for (name, time) in [
+        (".0123456789abcdef0123456789abcdef.parquet.tmp", yesterday),
+        (".fedcba9876543210fedcba9876543210.parquet.tmp", SystemTime::now()),
+        (".hidden", yesterday),
+        ("notes.tmp", yesterday),
+    ] {
+        std::fs::write(day.join(name), "x").unwrap();
+        let file = std::fs::OpenOptions::new().write(true).open(day.join(name)).unwrap();
+        file.set_modified(time).unwrap();
+    }
+    put(&store, "day/a.parquet", "second", Write::Overwrite).unwrap();
+    let mut left: Vec<_> = std::fs::read_dir(&day)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    assert_eq!(
+        left,
+        [
+            ".fedcba9876543210fedcba9876543210.parquet.tmp",
+            ".hidden",
+            "a.parquet",
+            "notes.tmp"
+        ]
+    );
 }

@@ -338,8 +338,10 @@ fn settle(given: Parameters) -> Result<Settings> {
             }
             "passfile" => return refuse("passfile", "set the variable PGPASSFILE, or use ~/.pgpass"),
             _ => {
-                let shown: String = name.chars().take(40).collect();
-                return refuse(&format!("{shown:?}"), "it is not supported; leave it out");
+                // A password that was not quoted can end up in a name's place.
+                let like_a_name = name.len() <= 40 && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_'));
+                let shown = if like_a_name { name.as_str() } else { "(not shown)" };
+                return refuse(shown, "it is not supported; leave it out");
             }
         }
     }
