@@ -2,7 +2,7 @@
 //! whose row groups and pages lie where they can lie. Bytes come from outside and may be anything;
 //! whatever is wrong with them is an [`Error::CorruptFile`] that names the key.
 
-mod shape;
+pub(crate) mod shape;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +25,9 @@ use crate::schema;
 const TAIL: usize = 8;
 /// More than the footer and page index of any file that is sensible to read.
 const MAX_FOOTER: u64 = 64 << 20;
+/// Eight times as many rows as a row group is written with. Memory is reserved for as many values as a damaged
+/// page claims to hold, up to this.
+const MAX_GROUP_ROWS: i64 = 1 << 20;
 
 /// What is known about one version of a file: where its row groups and pages are and what they hold.
 #[derive(Debug, Clone)]
@@ -259,8 +262,9 @@ fn check_columns(reader: &ArrowReaderMetadata) -> Result<(), Fault> {
     }
 }
 
-/// Column chunks lie inside the file, and numbers of rows are possible.
+/// Column chunks lie inside the file, and numbers of rows are possible and agree with each other.
 fn check_groups(metadata: &ParquetMetaData, size: u64) -> Result<(), Fault> {
+    let mut rows = 0_i64;
     for (number, group) in metadata.row_groups().iter().enumerate() {
         let inside = group.columns().iter().all(|chunk| {
             let start = u64::try_from(chunk.dictionary_page_offset().unwrap_or(chunk.data_page_offset()));
@@ -271,9 +275,21 @@ fn check_groups(metadata: &ParquetMetaData, size: u64) -> Result<(), Fault> {
                 .and_then(|(start, length)| start.checked_add(length))
                 .is_some_and(|end| end <= size)
         });
-        if !inside || !(0..=i64::from(i32::MAX)).contains(&group.num_rows()) {
+        if !inside {
             return Err(format!("its row group {number} lies outside of it").into());
         }
+        // The columns are flat: a value a row, NULL or not.
+        let agree = group
+            .columns()
+            .iter()
+            .all(|chunk| chunk.num_values() == group.num_rows());
+        if !agree || !(0..=MAX_GROUP_ROWS).contains(&group.num_rows()) {
+            return Err(format!("its row group {number} has an impossible number of rows").into());
+        }
+        rows += group.num_rows();
+    }
+    if rows != metadata.file_metadata().num_rows() {
+        return Err("the row groups have other numbers of rows than the whole".into());
     }
     Ok(())
 }

@@ -6,7 +6,9 @@
 //! Which ranges matter is decided in [`crate::plan`], what is remembered in [`crate::cache`].
 
 mod decode;
+mod delta;
 mod fetch;
+mod pages;
 mod stats;
 
 use std::sync::atomic::{AtomicU64, Ordering};

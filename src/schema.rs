@@ -7,6 +7,12 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 /// Version of the file layout, written as [`meta::FORMAT`]; a reader refuses a newer one.
 pub const FORMAT: u32 = 1;
 
+/// Bytes of the longest text. A batch of 8192 rows then stays below 2 GiB, which is what the offsets of an Arrow
+/// string array can tell apart.
+pub const MAX_TEXT_BYTES: usize = (1 << 18) - 1;
+/// Bytes of the longest slug. Slugs are stored once and stand in many rows.
+pub const MAX_SLUG_BYTES: usize = (1 << 12) - 1;
+
 pub const ID: &str = "id";
 pub const PROJECT_ID: &str = "project_id";
 pub const PROJECT_SLUG: &str = "project_slug";

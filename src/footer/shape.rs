@@ -1,5 +1,5 @@
-//! Proves that the Thrift structures of a Parquet footer have the shape the format prescribes and lie
-//! within their bytes, before the parquet crate decodes them. The crate reserves memory for as many
+//! Proves that the Thrift structures of a Parquet footer and of page headers have the shape the format
+//! prescribes and lie within their bytes, before the parquet crate decodes them. The crate reserves memory for as many
 //! list elements as the bytes claim to hold and recurses into the schema, so that a few damaged bytes
 //! could otherwise end the process.
 
@@ -16,15 +16,37 @@ enum Kind {
     List(&'static Kind),
     Schema,
     Struct(Fields),
+    /// What the crate knows, and no page-view file has. The crate does not look at the wire type of what it knows:
+    /// with another one it would take the next bytes for something else than this walk does.
+    Never,
 }
 
 type Fields = &'static [(i16, Kind)];
 
-use Kind::{Binary, Bool, Byte, Int, List, Schema, Struct};
+use Kind::{Binary, Bool, Byte, Int, List, Never, Schema, Struct};
 
 const EMPTY: Kind = Struct(&[]);
 /// The logical types that page-view columns have: STRING, DATE, INTEGER.
-const LOGICAL_TYPE: Kind = Struct(&[(1, EMPTY), (6, EMPTY), (10, Struct(&[(1, Byte), (2, Bool)]))]);
+const LOGICAL_TYPE: Kind = Struct(&[
+    (1, EMPTY),
+    (2, Never),
+    (3, Never),
+    (4, Never),
+    (5, Never),
+    (6, EMPTY),
+    (7, Never),
+    (8, Never),
+    (9, Never),
+    (10, Struct(&[(1, Byte), (2, Bool)])),
+    (11, Never),
+    (12, Never),
+    (13, Never),
+    (14, Never),
+    (15, Never),
+    (16, Never),
+    (17, Never),
+    (18, Never),
+]);
 const SCHEMA_ELEMENT: Kind = Struct(&[
     (1, Int),
     (2, Int),
@@ -67,6 +89,8 @@ const COLUMN_METADATA: Kind = Struct(&[
     (14, Int),
     (15, Int),
     (16, SIZE_STATISTICS),
+    // Of places on the earth.
+    (17, Never),
 ]);
 const COLUMN_CHUNK: Kind = Struct(&[
     (1, Binary),
@@ -76,6 +100,9 @@ const COLUMN_CHUNK: Kind = Struct(&[
     (5, Int),
     (6, Int),
     (7, Int),
+    // Encryption, here and below.
+    (8, Never),
+    (9, Never),
 ]);
 const SORTING_COLUMN: Kind = Struct(&[(1, Int), (2, Bool), (3, Bool)]);
 const ROW_GROUP: Kind = Struct(&[
@@ -96,6 +123,8 @@ const FILE_METADATA: Fields = &[
     (5, List(&KEY_VALUE)),
     (6, Binary),
     (7, List(&COLUMN_ORDER)),
+    (8, Never),
+    (9, Never),
 ];
 const PAGE_LOCATION: Kind = Struct(&[(1, Int), (2, Int), (3, Int)]);
 const OFFSET_INDEX: Fields = &[(1, List(&PAGE_LOCATION)), (2, List(&Int))];
@@ -109,6 +138,57 @@ const COLUMN_INDEX: Fields = &[
     (7, List(&Int)),
 ];
 
+const DATA_PAGE_HEADER: Kind = Struct(&[(1, Int), (2, Int), (3, Int), (4, Int), (5, STATISTICS)]);
+const DICTIONARY_PAGE_HEADER: Kind = Struct(&[(1, Int), (2, Int), (3, Bool)]);
+const DATA_PAGE_HEADER_V2: Kind = Struct(&[
+    (1, Int),
+    (2, Int),
+    (3, Int),
+    (4, Int),
+    (5, Int),
+    (6, Int),
+    (7, Bool),
+    (8, STATISTICS),
+]);
+const UNCOMPRESSED_SIZE: i16 = 2;
+const COMPRESSED_SIZE: i16 = 3;
+const PAGE_HEADER: Fields = &[
+    (1, Int),
+    (UNCOMPRESSED_SIZE, Int),
+    (COMPRESSED_SIZE, Int),
+    (4, Int),
+    (5, DATA_PAGE_HEADER),
+    (6, EMPTY),
+    (7, DICTIONARY_PAGE_HEADER),
+    (8, DATA_PAGE_HEADER_V2),
+];
+
+/// What a page's header says about its bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PageSizes {
+    /// Of the header itself.
+    pub header: u64,
+    /// Of what follows it.
+    pub compressed: u64,
+    pub uncompressed: u64,
+}
+
+/// Reads the header that these bytes begin with.
+pub(crate) fn page_sizes(bytes: &[u8]) -> Option<PageSizes> {
+    let (mut compressed, mut uncompressed) = (None, None);
+    let mut walk = Walk { rest: bytes };
+    walk.fields_and(PAGE_HEADER, 0, &mut |id, number| match id {
+        COMPRESSED_SIZE => compressed = u64::try_from(number).ok(),
+        UNCOMPRESSED_SIZE => uncompressed = u64::try_from(number).ok(),
+        _ => {}
+    })?;
+    Some(PageSizes {
+        header: (bytes.len() - walk.rest.len()) as u64,
+        compressed: compressed?,
+        uncompressed: uncompressed?,
+    })
+}
+
 pub(super) fn is_file_metadata(bytes: &[u8]) -> bool {
     Walk { rest: bytes }.fields(FILE_METADATA, 0).is_some()
 }
@@ -119,6 +199,10 @@ pub(super) fn is_column_index(bytes: &[u8]) -> bool {
 
 pub(super) fn is_offset_index(bytes: &[u8]) -> bool {
     Walk { rest: bytes }.fields(OFFSET_INDEX, 0).is_some()
+}
+
+fn zigzag(value: u64) -> i64 {
+    (value >> 1) as i64 ^ -((value & 1) as i64)
 }
 
 /// Walks the compact protocol; `None` as soon as something is not as prescribed.
@@ -151,6 +235,11 @@ impl Walk<'_> {
     }
 
     fn fields(&mut self, known: Fields, depth: usize) -> Option<()> {
+        self.fields_and(known, depth, &mut |_, _| {})
+    }
+
+    /// The same, and hands the structure's own numbers over with their fields' ids.
+    fn fields_and(&mut self, known: Fields, depth: usize, number: &mut dyn FnMut(i16, i64)) -> Option<()> {
         if depth > MAX_DEPTH {
             return None;
         }
@@ -162,14 +251,15 @@ impl Walk<'_> {
                 return Some(());
             }
             id = match header >> 4 {
-                0 => {
-                    let zigzag = self.varint()?;
-                    i16::try_from((zigzag >> 1) as i64 ^ -((zigzag & 1) as i64)).ok()?
-                }
+                0 => i16::try_from(zigzag(self.varint()?)).ok()?,
                 delta => id.checked_add(delta.into())?,
             };
             let kind = known.iter().find(|(known, _)| *known == id).map(|(_, kind)| kind);
-            self.value(wire, kind, false, depth)?;
+            if let (4..=6, Some(Int)) = (wire, kind) {
+                number(id, zigzag(self.varint()?));
+            } else {
+                self.value(wire, kind, false, depth)?;
+            }
         }
     }
 

@@ -11,14 +11,13 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 use bytes::Bytes;
-use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{
-    ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder, RowSelection, RowSelectionPolicy,
-};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, RowSelection, RowSelector};
+use parquet::arrow::{ProjectionMask, parquet_to_arrow_field_levels};
 use parquet::errors::ParquetError;
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::fetch::{Data, Part};
+use super::pages::{self, Group};
 use crate::engine::Batches;
 use crate::error::{Error, Result};
 use crate::footer::{Footer, rows};
@@ -129,6 +128,7 @@ pub(super) fn unit(part: &Arc<Part>, unit: usize, output: Output) -> Result<Batc
         unit,
         next: 0,
         reader: None,
+        left: 0,
         output,
         failed: false,
     }))
@@ -141,6 +141,8 @@ struct Decoder {
     /// The next row group of the unit.
     next: usize,
     reader: Option<ParquetRecordBatchReader>,
+    /// Rows of the row group that are planned, and not decoded yet.
+    left: u64,
     output: Output,
     failed: bool,
 }
@@ -191,13 +193,18 @@ impl Decoder {
                     context.options.batch_rows,
                 );
                 self.reader = Some(reader.map_err(|error| self.corrupt(error))?);
+                self.left = group.selected();
                 continue;
             };
             let Some(batch) = reader.next() else {
                 self.reader = None;
+                if self.left > 0 {
+                    return Err(self.corrupt("its pages have fewer rows than its footer counts"));
+                }
                 continue;
             };
             let batch = batch.map_err(|error| self.corrupt(error))?;
+            self.left = self.left.saturating_sub(batch.num_rows() as u64);
             context.count(|counters| &counters.rows_decoded, batch.num_rows() as u64);
             let passed =
                 filter(&batch, &context.filter, &self.part.columns).and_then(|batch| self.output.apply(&batch));
@@ -223,15 +230,23 @@ fn open(
         .rows
         .iter()
         .map(|range: &Range<u64>| range.start as usize..range.end as usize);
-    let mask = ProjectionMask::leaves(metadata.file_metadata().schema_descr(), columns.iter().copied());
-    ParquetRecordBatchReaderBuilder::new_with_metadata(bytes.clone(), footer.reader().clone())
-        .with_row_groups(vec![plan.group])
-        .with_projection(mask)
-        .with_row_selection(RowSelection::from_consecutive_ranges(selected, total as usize))
-        // The other policy decodes pages between selected rows, which were not fetched.
-        .with_row_selection_policy(RowSelectionPolicy::Selectors)
-        .with_batch_size(batch_rows.max(1))
-        .build()
+    let mut selected: Vec<RowSelector> = RowSelection::from_consecutive_ranges(selected, total as usize).into();
+    // With many small selections the crate would decode the pages between them, which were not fetched. Rows to
+    // skip at the end, which it leaves out itself, make this look like few.
+    selected.push(RowSelector::skip(1 << 40));
+    let schema = metadata.file_metadata().schema_descr();
+    let mask = ProjectionMask::leaves(schema, columns.iter().copied());
+    let group = Group {
+        bytes: bytes.clone(),
+        metadata,
+        number: plan.group,
+    };
+    ParquetRecordBatchReader::try_new_with_row_groups(
+        &parquet_to_arrow_field_levels(schema, mask, None)?,
+        &group,
+        pages::batch_rows(metadata, plan, columns, batch_rows),
+        Some(selected.into()),
+    )
 }
 
 /// The rows of a decoded batch that pass.
