@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
 use chrono::{DateTime, SecondsFormat, Utc};
 use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
@@ -24,6 +24,12 @@ pub const ROW_GROUP_ROWS: usize = 122_880;
 
 /// Rows in a data page, the smallest unit that a reader can leave out.
 pub const PAGE_ROWS: usize = 8192;
+
+/// A row group with long texts ends early, because it is held in memory until then.
+const ROW_GROUP_BYTES: usize = 128 << 20;
+
+/// Texts that are written at once; a page holds that much more than 1 MiB at most.
+const PART_TEXT_BYTES: usize = 4 << 20;
 
 /// More does little for page views: the sorted, delta-encoded bytes are nearly as small at 1.
 const ZSTD_LEVEL: i32 = 3;
@@ -134,7 +140,21 @@ impl<W: Write + Send> DayWriter<W> {
 
     pub fn write(&mut self, batch: &RecordBatch) -> Result<()> {
         self.tally.add(batch)?;
-        self.parquet.write(batch).map_err(failed)
+        self.write_parts(batch)
+    }
+
+    /// Pages and row groups end between writes at the earliest: a batch of long texts is written in parts.
+    fn write_parts(&mut self, batch: &RecordBatch) -> Result<()> {
+        let (rows, text) = (batch.num_rows(), text_bytes(batch));
+        if text > PART_TEXT_BYTES && rows > 1 {
+            self.write_parts(&batch.slice(0, rows / 2))?;
+            return self.write_parts(&batch.slice(rows / 2, rows - rows / 2));
+        }
+        self.parquet.write(batch).map_err(failed)?;
+        if self.parquet.in_progress_size() > ROW_GROUP_BYTES {
+            self.parquet.flush().map_err(failed)?;
+        }
+        Ok(())
     }
 
     pub fn rows(&self) -> u64 {
@@ -164,6 +184,16 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 fn hex(digest: &[u8]) -> String {
     digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn text_bytes(batch: &RecordBatch) -> usize {
+    let texts = batch
+        .columns()
+        .iter()
+        .filter_map(|column| column.as_string_opt::<i32>());
+    texts
+        .filter_map(|text| Some((text.value_offsets().last()? - text.value_offsets().first()?) as usize))
+        .sum()
 }
 
 fn failed(error: parquet::errors::ParquetError) -> Error {

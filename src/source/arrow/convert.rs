@@ -8,6 +8,7 @@ use arrow::datatypes::{ArrowPrimitiveType, DataType, Date32Type, Int64Type, Time
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
 use crate::error::{Error, Result};
+use crate::schema;
 
 /// The rows of a batch, to name one in an error.
 pub struct Rows {
@@ -125,6 +126,15 @@ impl<'a> Column<'a> {
         self.check_utf8(&text)?;
         if !empty_allowed && let Some(row) = text.offsets().lengths().position(|length| length == 0) {
             return Err(self.rows.bad(row, self.name, "it is empty"));
+        }
+        let most = match self.name {
+            schema::PROJECT_SLUG | schema::VERSION_SLUG => schema::MAX_SLUG_BYTES,
+            _ => schema::MAX_TEXT_BYTES,
+        };
+        let long = text.offsets().lengths().enumerate().find(|(_, length)| *length > most);
+        if let Some((row, length)) = long {
+            let why = format!("it is {length} bytes long, and at most {most} are possible");
+            return Err(self.rows.bad(row, self.name, why));
         }
         self.compact(text)
     }

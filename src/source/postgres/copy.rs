@@ -113,10 +113,14 @@ impl Decoder {
             let taken = self.decode(bytes, sink)?;
             self.partial.extend_from_slice(&bytes[taken..]);
         } else {
-            self.partial.extend_from_slice(bytes);
-            let whole = std::mem::take(&mut self.partial);
+            let mut whole = std::mem::take(&mut self.partial);
+            whole.extend_from_slice(bytes);
             let taken = self.decode(&whole, sink)?;
-            self.partial.extend_from_slice(&whole[taken..]);
+            // In place: a large row in small pieces would otherwise be copied once for each of them.
+            whole.drain(..taken);
+            if !whole.is_empty() {
+                self.partial = whole;
+            }
         }
         Ok(())
     }
@@ -375,7 +379,14 @@ fn count<T: TryFrom<i64>>(field: Option<&[u8]>, column: &'static str, row_id: Op
 }
 
 fn text<'a>(field: Option<&'a [u8]>, column: &'static str, row_id: Option<i64>) -> Result<Option<&'a str>> {
-    field
-        .map(|field| std::str::from_utf8(field).map_err(|_| bad_row(row_id, column, "is not valid UTF-8")))
-        .transpose()
+    let Some(field) = field else { return Ok(None) };
+    if field.len() > schema::MAX_TEXT_BYTES {
+        let (length, most) = (field.len(), schema::MAX_TEXT_BYTES);
+        let why = format!("is {length} bytes long, and at most {most} are possible");
+        return Err(bad_row(row_id, column, &why));
+    }
+    match std::str::from_utf8(field) {
+        Ok(text) => Ok(Some(text)),
+        Err(_) => Err(bad_row(row_id, column, "is not valid UTF-8")),
+    }
 }

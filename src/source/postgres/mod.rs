@@ -370,6 +370,19 @@ async fn slugs(
                     table.table.shown()
                 ),
             })?;
+            if let Some(slug) = &slug
+                && slug.len() > schema::MAX_SLUG_BYTES
+            {
+                return Err(Error::SourceSchema {
+                    column: Some(table.slug.as_str().to_owned()),
+                    message: format!(
+                        "the slug of {what} {id} in {} is {} bytes long, and at most {} are possible",
+                        table.table.shown(),
+                        slug.len(),
+                        schema::MAX_SLUG_BYTES
+                    ),
+                });
+            }
             if let Some(slug) = slug {
                 found.insert(id, slug);
             }
