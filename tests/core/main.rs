@@ -6,6 +6,7 @@ mod cache;
 mod engine;
 mod engine_sandbox;
 mod files;
+mod hostile;
 mod keys;
 mod plan;
 mod position;
