@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python torture wheel lint fmt bench clean
+.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python torture wheel lint fmt bench fuzz clean
 
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
@@ -82,6 +82,14 @@ fmt:
 
 bench: build
 	$(PYTHON) benches/compare.py
+
+# For TIME seconds; see fuzz/src/lib.rs.
+TARGET ?= stored_file
+TIME ?= 600
+cargo_fuzz = $(with_duckdb) "" cargo +nightly fuzz run --sanitizer none $(TARGET)
+fuzz: $(VENV)/.installed
+	SEEDS=fuzz/corpus/$(TARGET) $(cargo_fuzz)
+	$(cargo_fuzz) -- -max_total_time=$(TIME) -max_len=16384 -timeout=10
 
 # The cargo target folder is shared with other clones and stays.
 clean:
