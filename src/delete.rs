@@ -198,7 +198,7 @@ fn check_version(store: &Store, stored: &StoredDay, options: &DeleteOptions) -> 
 
 fn index(stored: &StoredDay, cancel: &Cancel) -> Result<RowIndex> {
     let mut index = RowIndexBuilder::default();
-    for batch in stored.batches()? {
+    for batch in stored.batches() {
         cancel.check()?;
         index.push(&batch?)?;
     }

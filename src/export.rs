@@ -371,9 +371,7 @@ impl Export<'_> {
                 temp_dir.map(Path::to_path_buf),
             )?)
         };
-        let mut same = only_if_changed
-            .map(|day| day.batches().map(SameRows::new))
-            .transpose()?;
+        let mut same = only_if_changed.map(|day| SameRows::new(day.batches()));
         let mut writer = DayWriter::new(Spool::create(temp_dir)?, &facts, self.options.row_group_rows)?;
         for batch in sorted {
             let batch = batch?;

@@ -27,7 +27,7 @@ const TAIL: usize = 8;
 const MAX_FOOTER: u64 = 64 << 20;
 /// Eight times as many rows as a row group is written with. Memory is reserved for as many values as a damaged
 /// page claims to hold, up to this.
-const MAX_GROUP_ROWS: i64 = 1 << 20;
+pub const MAX_GROUP_ROWS: i64 = 1 << 20;
 
 /// What is known about one version of a file: where its row groups and pages are and what they hold.
 #[derive(Debug, Clone)]
@@ -59,10 +59,6 @@ impl Footer {
 
     pub fn metadata(&self) -> &Arc<ParquetMetaData> {
         self.reader.metadata()
-    }
-
-    pub(crate) fn reader(&self) -> &ArrowReaderMetadata {
-        &self.reader
     }
 
     /// Bytes of memory that it takes.

@@ -34,7 +34,7 @@ pub fn merge(
 ) -> Result<Merged> {
     let mut merged = Merged::default();
     let mut matched = 0;
-    for batch in stored.batches()? {
+    for batch in stored.batches() {
         cancel.check()?;
         let batch = batch?;
         let matches = source.matches(&batch)?;

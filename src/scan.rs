@@ -11,6 +11,8 @@ mod fetch;
 mod pages;
 mod stats;
 
+pub use decode::WholeFile;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -2,12 +2,10 @@
 //! object, the rows decoded from them against the numbers that were recorded when the file was written.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use bytes::Bytes;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use crate::error::{Error, Result};
 use crate::footer::{Footer, Parsed};
@@ -15,6 +13,7 @@ use crate::keys::Day;
 use crate::position::Position;
 use crate::rows::check_ids;
 use crate::runtime::Cancel;
+use crate::scan::WholeFile;
 use crate::schema::{self, meta};
 use crate::sort::BATCH_ROWS;
 use crate::store::{Got, IfVersion, Part, Store};
@@ -92,30 +91,16 @@ impl StoredDay {
         }))
     }
 
-    /// All rows in file order, in batches of [`BATCH_ROWS`] (the last one may be smaller).
-    pub fn batches(&self) -> Result<StoredBatches> {
-        let open = || {
-            ParquetRecordBatchReaderBuilder::new_with_metadata(self.bytes.clone(), self.footer.reader().clone())
-                .with_batch_size(BATCH_ROWS)
-                .build()
-        };
-        let reader = catch_unwind(AssertUnwindSafe(open)).map_err(|_| self.damaged())?;
-        Ok(StoredBatches {
-            reader: reader.map_err(|error| Error::corrupt(&self.key, error))?,
-            key: self.key.clone(),
-            failed: false,
-        })
-    }
-
-    fn damaged(&self) -> Error {
-        Error::corrupt(&self.key, "a page cannot be decoded")
+    /// All rows in file order.
+    pub fn batches(&self) -> WholeFile {
+        WholeFile::new(&self.key, &self.footer, &self.bytes, BATCH_ROWS)
     }
 
     /// Decodes everything and adds it up. No id may repeat, and every row has to be of the day.
     pub fn decode(&self, cancel: &Cancel) -> Result<Tally> {
         let mut tally = Tally::default();
         let mut ids = Vec::new();
-        for batch in self.batches()? {
+        for batch in self.batches() {
             cancel.check()?;
             let batch = batch?;
             tally.add(&batch)?;
@@ -155,31 +140,6 @@ impl StoredDay {
             ));
         }
         Ok(found)
-    }
-}
-
-/// Batches decoded from a stored file.
-pub struct StoredBatches {
-    reader: ParquetRecordBatchReader,
-    key: String,
-    failed: bool,
-}
-
-impl Iterator for StoredBatches {
-    type Item = Result<RecordBatch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.failed {
-            return None;
-        }
-        // The parquet crate has assertions that only damaged files violate.
-        let next = catch_unwind(AssertUnwindSafe(|| self.reader.next().transpose()));
-        let next = match next {
-            Ok(next) => next.map_err(|error| Error::corrupt(&self.key, error)),
-            Err(_) => Err(Error::corrupt(&self.key, "a page cannot be decoded")),
-        };
-        self.failed = next.is_err();
-        next.transpose()
     }
 }
 

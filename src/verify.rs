@@ -65,7 +65,7 @@ pub fn compare(stored: &StoredDay, source: &mut dyn Source, cancel: &Cancel) -> 
         left: summary.left,
         ..Differences::default()
     };
-    for batch in stored.batches()? {
+    for batch in stored.batches() {
         cancel.check()?;
         let batch = batch?;
         for (id, matched) in id_column(&batch)?.into_iter().zip(index.matches(&batch)?) {

@@ -53,8 +53,8 @@ class ParquetAnalyticsExporter:
             "temp_dir": None if temp_dir is None else os.fspath(temp_dir),
             "row_group_rows": count(row_group_rows, "row_group_rows"),
         }
-        if row_group_rows == 0:
-            raise InvalidInput("row_group_rows is 0; a row group holds at least one row")
+        if not 1 <= row_group_rows <= 1 << 20:
+            raise InvalidInput(f"row_group_rows is {row_group_rows}; a row group holds 1 to {1 << 20} rows")
 
     def __repr__(self) -> str:
         return f"ParquetAnalyticsExporter({self._store.url!r}, prefix={self._prefix!r})"

@@ -12,6 +12,7 @@ use crate::copies::CopyPlan;
 use crate::delete::{self, DeleteOptions, DeleteProgress};
 use crate::error::{Error, Result};
 use crate::export::{self, ExportOptions, Exported, Planned, Progress};
+use crate::footer::MAX_GROUP_ROWS;
 use crate::keys::{Day, Prefix, Scope};
 use crate::runtime::Cancel;
 use crate::sort::SortOptions;
@@ -94,8 +95,11 @@ pub fn export_day<'py>(
     row_group_rows: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
     let day: Day = day.parse().or_raise()?;
-    if row_group_rows == 0 {
-        return Err(Error::invalid("a row group holds at least one row")).or_raise();
+    if !(1..=MAX_GROUP_ROWS as usize).contains(&row_group_rows) {
+        return Err(Error::invalid(format!(
+            "row_group_rows is {row_group_rows}; a row group holds 1 to {MAX_GROUP_ROWS} rows"
+        )))
+        .or_raise();
     }
     let options = ExportOptions {
         prefix: prefix.parse().or_raise()?,

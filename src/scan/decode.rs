@@ -217,6 +217,86 @@ impl Decoder {
     }
 }
 
+/// All rows of a file that is in memory, in file order and with all columns.
+pub struct WholeFile {
+    key: String,
+    footer: Footer,
+    bytes: Sparse,
+    batch_rows: usize,
+    /// The next row group.
+    next: usize,
+    reader: Option<ParquetRecordBatchReader>,
+    /// Rows of the row group that are not decoded yet.
+    left: u64,
+    failed: bool,
+}
+
+impl WholeFile {
+    pub(crate) fn new(key: &str, footer: &Footer, bytes: &Bytes, batch_rows: usize) -> Self {
+        Self {
+            key: key.to_owned(),
+            footer: footer.clone(),
+            bytes: Sparse::new(bytes.len() as u64, vec![(0, bytes.clone())]),
+            batch_rows,
+            next: 0,
+            reader: None,
+            left: 0,
+            failed: false,
+        }
+    }
+
+    fn advance(&mut self) -> Result<Option<RecordBatch>> {
+        loop {
+            let Some(reader) = &mut self.reader else {
+                let Some(group) = self.footer.metadata().row_groups().get(self.next) else {
+                    return Ok(None);
+                };
+                let columns: Vec<usize> = (0..group.num_columns()).collect();
+                self.left = rows(group);
+                if self.left > 0 {
+                    let plan = GroupPlan {
+                        group: self.next,
+                        rows: std::iter::once(0..self.left).collect(),
+                    };
+                    let reader = open(&self.footer, &plan, &columns, &self.bytes, self.batch_rows);
+                    self.reader = Some(reader.map_err(|error| Error::corrupt(self.key.as_str(), error))?);
+                }
+                self.next += 1;
+                continue;
+            };
+            match reader.next().transpose() {
+                Ok(Some(batch)) => {
+                    self.left = self.left.saturating_sub(batch.num_rows() as u64);
+                    return Ok(Some(batch));
+                }
+                Ok(None) if self.left > 0 => {
+                    return Err(Error::corrupt(
+                        self.key.as_str(),
+                        "its pages have fewer rows than its footer counts",
+                    ));
+                }
+                Ok(None) => self.reader = None,
+                Err(error) => return Err(Error::corrupt(self.key.as_str(), error)),
+            }
+        }
+    }
+}
+
+impl Iterator for WholeFile {
+    type Item = Result<RecordBatch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.failed {
+            return None;
+        }
+        // The parquet crate has assertions that only damaged files violate.
+        let next = catch_unwind(AssertUnwindSafe(|| self.advance()));
+        let next = next.unwrap_or_else(|_| Err(Error::corrupt(self.key.as_str(), "a page cannot be decoded")));
+        self.failed = next.is_err();
+        next.transpose()
+    }
+}
+
 fn open(
     footer: &Footer,
     plan: &GroupPlan,
