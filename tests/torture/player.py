@@ -200,10 +200,12 @@ class Player:
         *,
         replace: bool = False,
         discard: bool = False,
+        alone: bool = True,
         lands_within: float | None = None,
     ) -> Seen:
         """After exports of a day. `touched` are rows that the application changed meanwhile: they may be in the file
-        as they were before or after. A write that nobody waits for any more may take `lands_within` seconds."""
+        as they were before or after. A write that nobody waits for any more may take `lands_within` seconds. An
+        export that was not `alone` may count otherwise than it would have before."""
         bases, table, ignored = self.bases(before, day), before.of(day), set(touched)
         good = {id: row for id, row in table.items() if row.fits}
         afterwards = [good] if replace or discard else [merged(base, table) for base in bases]
@@ -222,7 +224,7 @@ class Player:
             allowed = bases
         if not any(_same(found, choice, ignored) for choice in allowed):
             raise Violation(f"{now.files.get(day)} after {[str(a) for a in answers]}: {difference(found, allowed[-1])}")
-        if len(answers) == 1 and len(bases) == 1 and answers[0].result is not None and not ignored:
+        if alone and len(answers) == 1 and len(bases) == 1 and answers[0].result is not None and not ignored:
             # What is discarded is not compared: every row is new then.
             stored = {} if discard else before.stored(day)
             self._check_numbers(before, now, day, answers[0].result, stored, good)

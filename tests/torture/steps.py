@@ -262,7 +262,31 @@ class Story:
         if not deletion.done:
             self.player.expect_error(deletion, "Conflict")
         self.player.expect_deleted(before, day, deletion, before.of(day).keys() | touched)
+        self.player.expect_exported(before, day, [export], touched, alone=False)
         return f"{sorted(touched)} touched: {deletion} / {export}"
+
+    def deletion_overtaken(self, rng: Random, day: Day) -> str:
+        """Another child exports newer rows while a deletion is under way."""
+        self.repair(day)
+        self.make_deletable(rng, day, 2 * BATCH_ROWS)
+        self.change(rng, day)
+        before = self.player.seen
+        first, second = self.player.worker(0), self.player.worker(1)
+        stop = Stop(rng.choice(DELETE_STEPS), rng.randint(1, 2))
+        first.begin(self.player.command("delete_exported_pageviews", day, stop=stop))
+        ended = first.wait_for_step()
+        export = self.player.finished(second.call(self.player.command("export_daily_pageviews", day)), 1)
+        touched = self.anything(rng, day)
+        if ended is None:
+            first.go_on()
+            ended = first.finish()
+        deletion = self.player.finished(ended)
+        self._expect_done(export)
+        if not deletion.done:
+            self.player.expect_error(deletion, "Conflict")
+        self.player.expect_deleted(before, day, deletion, before.of(day).keys() | touched)
+        self.player.expect_exported(before, day, [export], touched, alone=False)
+        return f"{stop}, {sorted(touched)} touched: {deletion} / {export}"
 
     def two_deletions_at_once(self, rng: Random, day: Day) -> str:
         self.make_deletable(rng, day, 2 * BATCH_ROWS)
@@ -557,7 +581,8 @@ STEPS = (
     Step("deletion", 55, Story.delete),
     Step("deletion beside writes", 35, Story.delete_beside_writes),
     Step("deletion beside locks", 8, Story.delete_beside_locks),
-    Step("deletion beside an export", 25, Story.delete_beside_export),
+    Step("deletion beside an export", 20, Story.delete_beside_export),
+    Step("deletion overtaken by an export", 20, Story.deletion_overtaken),
     Step("two deletions at once", 6, Story.two_deletions_at_once),
     Step("deletion of what was verified", 8, Story.delete_what_was_verified),
     Step("merge after deletion", 25, Story.merge_after_deletion),
