@@ -386,6 +386,6 @@ FAULTS: tuple[Step, ...] = (
     Step("lock_timeout", 5, Faults.lock_timeout),
     Step("database connection cut", 10, Faults.connection_cut),
     Step("reply to COMMIT dropped", 6, Faults.commit_unanswered),
-    Step("late PUT", 8, Faults.late_put),
+    Step("late PUT", 5, Faults.late_put),
     *(Step(name, fault.weight, partial(Faults.store_fault, name=name)) for name, fault in STORE_FAULTS.items()),
 )

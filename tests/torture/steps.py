@@ -100,7 +100,7 @@ class Story:
         before = self.player.seen
         leaves = self._spoiled(day)
         answer = self.player.export(
-            day, per_project=rng.random() < 0.1, on_bad_row="leave" if leaves else rng.choice(("fail", "leave"))
+            day, per_project=rng.random() < 0.05, on_bad_row="leave" if leaves else rng.choice(("fail", "leave"))
         )
         if not before.of(day) and not any(self.player.bases(before, day)) and not self.site.has_before(day):
             self.player.expect_error(answer, "DayHasNoRows")
@@ -478,7 +478,7 @@ class Story:
 
     def _killed(self, rng: Random, day: Day, stop: Stop, deletion: bool) -> str:
         self.repair(day)
-        copies = stop.step in COPY_STEPS or rng.random() < 0.2
+        copies = stop.step in COPY_STEPS or rng.random() < 0.1
         for delay in (stop.dies_after, 0.0):  # the second when the call was over sooner
             stop = replace(stop, dies_after=delay)
             if deletion:
@@ -576,11 +576,11 @@ STEPS = (
     Step("two exports at once", 45, Story.export_twice_at_once),
     Step("export overtaken by another", 25, Story.export_overtaken),
     Step("replace", 30, Story.replace),
-    Step("replace, discard_stored", 8, Story.discard_stored),
-    Step("killed while discarding", 4, Story.killed_while_discarding),
+    Step("replace, discard_stored", 4, Story.discard_stored),
+    Step("killed while discarding", 3, Story.killed_while_discarding),
     Step("deletion", 55, Story.delete),
     Step("deletion beside writes", 35, Story.delete_beside_writes),
-    Step("deletion beside locks", 8, Story.delete_beside_locks),
+    Step("deletion beside locks", 5, Story.delete_beside_locks),
     Step("deletion beside an export", 20, Story.delete_beside_export),
     Step("deletion overtaken by an export", 20, Story.deletion_overtaken),
     Step("two deletions at once", 6, Story.two_deletions_at_once),
