@@ -15,7 +15,7 @@ import pytest
 from tests.services import S3, Postgres
 from tests.torture.invariant import merged
 from tests.torture.player import Player
-from tests.torture.steps import Story
+from tests.torture.story import Story
 from tests.torture.worker import Answer
 
 DAY = datetime.date(2024, 1, 1)

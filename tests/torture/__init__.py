@@ -5,7 +5,8 @@ readers look whether each row is where it has to be.
 - `archive`: reads the stored objects with boto3 and pyarrow, and checks each by itself
 - `worker`: a child process that exports and deletes on command, and can be killed at any step
 - `invariant`: what has to hold between the database, the stored files and the model
-- `steps`: what can happen; `faults`: what can go wrong while it happens
+- `player`: makes the calls and judges how they ended
+- `story`, `steps`: what can happen; `faults`: what can go wrong while it happens, by way of `proxies`
 - `run`: the seeded sequence of steps, and its report
 
 Nothing here reads a file or the database through the package under test.

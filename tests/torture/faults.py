@@ -33,7 +33,7 @@ from tests.torture.proxies import (
     send_half,
     wait_until,
 )
-from tests.torture.steps import Step, Story
+from tests.torture.steps import Step, Steps
 from tests.torture.worker import Answer, Command
 
 # A call that waits for a table is ended by the server after so many seconds.
@@ -44,7 +44,7 @@ REQUEST_TIMEOUT = 0.6
 LATE = REQUEST_TIMEOUT + 0.3
 
 
-class Faults(Story):
+class Faults(Steps):
     """The steps in which a fault is injected; `hits` counts each by its name."""
 
     def __init__(self, player: Player, first: Day) -> None:

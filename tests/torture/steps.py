@@ -14,8 +14,9 @@ from typing import Any
 import psycopg
 
 from tests.torture.invariant import Violation, deletable
-from tests.torture.player import BATCH_ROWS, Day, Player
-from tests.torture.worker import BATCH_STEPS, COPY_STEPS, DELETE_STEPS, EXPORT_STEPS, Answer, Stop
+from tests.torture.player import BATCH_ROWS, Day
+from tests.torture.story import Story
+from tests.torture.worker import BATCH_STEPS, COPY_STEPS, DELETE_STEPS, EXPORT_STEPS, Stop
 
 
 @dataclass(frozen=True)
@@ -27,87 +28,10 @@ class Step:
     take: Callable[[Any, Random, Day], str]
 
 
-class Story:
-    """The days in use, and what happens on them. A step says in one line what it did."""
-
-    def __init__(self, player: Player, first: Day) -> None:
-        self.player = player
-        self.site = player.site
-        self.first = first
-        self.days: list[Day] = []
-        self.opened = 0
-
-    def open_day(self) -> Day:
-        day = Day.fromordinal(self.first.toordinal() + self.opened)
-        self.opened += 1
-        self.days.append(day)
-        return day
-
-    # The application
-
-    def insert(self, rng: Random, day: Day) -> str:
-        gone = [row for row in self.player.seen.stored(day).values() if row.id not in self.player.seen.table]
-        ids = self.site.insert(rng, day, rng.randint(1, 12), gone)
-        self.player.look()
-        return f"rows {ids}"
-
-    def update(self, rng: Random, day: Day) -> str:
-        changed = self.site.count_views(rng, self._some(rng, day))
-        self.player.look()
-        return f"rows {sorted(changed)}"
-
-    def rename(self, rng: Random, day: Day) -> str:
-        project = rng.choice(sorted(self.site.slugs))
-        slug = self.site.rename(rng, project)
-        self.player.look()
-        return f"project {project} is {slug}"
-
-    def delete_version(self, rng: Random, day: Day) -> str:
-        changed = self.site.delete_version(rng, rng.choice(sorted(self.site.slugs)))
-        self.player.look()
-        return f"rows {sorted(changed)}"
-
-    def delete_rows(self, rng: Random, day: Day) -> str:
-        every = list(self.player.seen.of(day))
-        gone = self.site.delete(every if rng.random() < 0.1 else self._some(rng, day, 4))
-        self.player.look()
-        return f"rows {sorted(gone)}"
-
-    def anything(self, rng: Random, day: Day) -> set[int]:
-        """Some of the application's work on a day, while a call may be under way; the rows that it touched."""
-        touched: set[int] = set()
-        for _ in range(rng.randint(1, 3)):
-            some = self._some(rng, day)
-            work = rng.choice(("insert", "update", "update", "delete", "version", "rename"))
-            try:
-                if work == "insert":
-                    touched.update(self.site.insert(rng, day, rng.randint(1, 5)))
-                elif work == "update":
-                    touched |= self.site.count_views(rng, some)
-                elif work == "delete":
-                    touched |= self.site.delete(some[:2])
-                elif work == "version":
-                    touched |= self.site.delete_version(rng, rng.choice(sorted(self.site.slugs)))
-                else:
-                    self.site.rename(rng, rng.choice(sorted(self.site.slugs)))
-            except psycopg.errors.LockNotAvailable:
-                continue  # a deletion holds the row; the application would try again
-        return touched
+class Steps(Story):
+    """Each says in one line what it did, and raises `Violation` when a promise was broken."""
 
     # Exports
-
-    def export(self, rng: Random, day: Day) -> str:
-        before = self.player.seen
-        leaves = self._spoiled(day)
-        answer = self.player.export(
-            day, per_project=rng.random() < 0.05, on_bad_row="leave" if leaves else rng.choice(("fail", "leave"))
-        )
-        if not before.of(day) and not any(self.player.bases(before, day)) and not self.site.has_before(day):
-            self.player.expect_error(answer, "DayHasNoRows")
-        else:
-            self._expect_done(answer)
-        self.player.expect_exported(before, day, [answer])
-        return str(answer)
 
     def merge_after_deletion(self, rng: Random, day: Day) -> str:
         said = [self.delete(rng, day), self.insert(rng, day), self.update(rng, day), self.export(rng, day)]
@@ -217,14 +141,6 @@ class Story:
         return f"{len(dropped)} may be dropped: {answer}"
 
     # Deletions
-
-    def delete(self, rng: Random, day: Day) -> str:
-        self.make_deletable(rng, day)
-        before = self.player.seen
-        answer = self.player.delete(day)
-        self._expect_done(answer)
-        self.player.expect_deleted(before, day, answer)
-        return str(answer)
 
     def delete_beside_writes(self, rng: Random, day: Day) -> str:
         self.make_deletable(rng, day, rng.choice((1, 2 * BATCH_ROWS)))
@@ -505,97 +421,39 @@ class Story:
             said += f"; again: {again}"
         return said
 
-    # Preparations
-
-    def make_deletable(self, rng: Random, day: Day, count: int = 1) -> None:
-        """At least so many rows that are stored as they are, and something late and changed among them."""
-        seen = self.player.seen
-        if len(deletable(seen.stored(day), seen.of(day))) < count or self.player.sent.get(day):
-            self.repair(day)
-            self.site.insert(rng, day, count + 6)
-            self.player.look()
-            self.export(rng, day)
-            self.anything(rng, day)
-            self.player.look()
-        seen = self.player.seen
-        if not deletable(seen.stored(day), seen.of(day)):
-            self.site.insert(rng, day, count + 3)
-            self.player.look()
-            self.export(rng, day)
-
-    def stored(self, rng: Random, day: Day) -> None:
-        if not self.player.seen.stored(day):
-            self.site.insert(rng, day, 5)
-            self.player.look()
-            self.export(rng, day)
-
-    def change(self, rng: Random, day: Day) -> None:
-        """Something for an export to write."""
-        self.site.insert(rng, day, rng.randint(1, 6))
-        self.site.count_views(rng, self._some(rng, day))
-        self.player.look()
-
-    def _spoiled(self, day: Day) -> list[int]:
-        return [id for id, row in self.player.seen.of(day).items() if not row.fits]
-
-    def repair(self, day: Day) -> None:
-        if spoiled := self._spoiled(day):
-            self.site.repair(spoiled)
-            self.player.look()
-
-    def _some(self, rng: Random, day: Day, at_most: int = 8) -> list[int]:
-        ids = sorted(id for id, row in self.player.seen.table.items() if row.date == day and row.fits)
-        return rng.sample(ids, min(len(ids), rng.randint(1, at_most)))
-
-    def _with_writes(self, rng: Random, day: Day, method: str, step: str) -> tuple[Answer, set[int]]:
-        """Calls, and lets the application work while the call waits at a step."""
-        worker = self.player.worker()
-        occurrence = rng.randint(1, 3) if step in BATCH_STEPS else 1
-        worker.begin(self.player.command(method, day, stop=Stop(step, occurrence)))
-        ended = worker.wait_for_step()
-        touched = self.anything(rng, day)
-        if ended is None:
-            worker.go_on()
-            ended = worker.finish()
-        return self.player.finished(ended), touched
-
-    def _expect_done(self, answer: Answer) -> None:
-        if not answer.done:
-            raise Violation(f"a call that nothing disturbed ended with {answer}")
-
 
 STEPS = (
-    Step("late insert", 140, Story.insert),
-    Step("update", 110, Story.update),
-    Step("project renamed", 35, Story.rename),
-    Step("version deleted", 25, Story.delete_version),
-    Step("deleted by the application", 50, Story.delete_rows),
-    Step("export", 110, Story.export),
-    Step("export beside writes", 50, Story.export_beside_writes),
-    Step("export beside an open transaction", 15, Story.export_beside_open_transaction),
-    Step("two exports at once", 45, Story.export_twice_at_once),
-    Step("export overtaken by another", 25, Story.export_overtaken),
-    Step("replace", 30, Story.replace),
-    Step("replace, discard_stored", 4, Story.discard_stored),
-    Step("killed while discarding", 3, Story.killed_while_discarding),
-    Step("deletion", 55, Story.delete),
-    Step("deletion beside writes", 35, Story.delete_beside_writes),
-    Step("deletion beside locks", 5, Story.delete_beside_locks),
-    Step("deletion beside an export", 20, Story.delete_beside_export),
-    Step("deletion overtaken by an export", 20, Story.deletion_overtaken),
-    Step("two deletions at once", 6, Story.two_deletions_at_once),
-    Step("deletion of what was verified", 8, Story.delete_what_was_verified),
-    Step("merge after deletion", 25, Story.merge_after_deletion),
-    Step("verify", 20, Story.verify),
-    Step("day ends", 15, Story.next_day),
-    Step("empty day refused", 3, Story.empty_day),
-    Step("bad row", 15, Story.bad_row),
-    Step("id used again", 6, Story.reused_id),
-    Step("other database", 4, Story.other_database),
-    Step("database moved", 2, Story.database_moved),
-    Step("killed after a while", 25, Story.killed_some_time),
+    Step("late insert", 140, Steps.insert),
+    Step("update", 110, Steps.update),
+    Step("project renamed", 35, Steps.rename),
+    Step("version deleted", 25, Steps.delete_version),
+    Step("deleted by the application", 50, Steps.delete_rows),
+    Step("export", 110, Steps.export),
+    Step("export beside writes", 50, Steps.export_beside_writes),
+    Step("export beside an open transaction", 15, Steps.export_beside_open_transaction),
+    Step("two exports at once", 45, Steps.export_twice_at_once),
+    Step("export overtaken by another", 25, Steps.export_overtaken),
+    Step("replace", 30, Steps.replace),
+    Step("replace, discard_stored", 4, Steps.discard_stored),
+    Step("killed while discarding", 3, Steps.killed_while_discarding),
+    Step("deletion", 55, Steps.delete),
+    Step("deletion beside writes", 35, Steps.delete_beside_writes),
+    Step("deletion beside locks", 5, Steps.delete_beside_locks),
+    Step("deletion beside an export", 20, Steps.delete_beside_export),
+    Step("deletion overtaken by an export", 20, Steps.deletion_overtaken),
+    Step("two deletions at once", 6, Steps.two_deletions_at_once),
+    Step("deletion of what was verified", 8, Steps.delete_what_was_verified),
+    Step("merge after deletion", 25, Steps.merge_after_deletion),
+    Step("verify", 20, Steps.verify),
+    Step("day ends", 15, Steps.next_day),
+    Step("empty day refused", 3, Steps.empty_day),
+    Step("bad row", 15, Steps.bad_row),
+    Step("id used again", 6, Steps.reused_id),
+    Step("other database", 4, Steps.other_database),
+    Step("database moved", 2, Steps.database_moved),
+    Step("killed after a while", 25, Steps.killed_some_time),
     *(
-        Step(f"killed at {step}", 5, partial(Story.killed_at, step=step))
+        Step(f"killed at {step}", 5, partial(Steps.killed_at, step=step))
         for step in (*EXPORT_STEPS, *COPY_STEPS, *DELETE_STEPS)
     ),
 )

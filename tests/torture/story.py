@@ -1,0 +1,160 @@
+"""The days in use, the application's steps on them, and the two calls that everything else is about."""
+
+from __future__ import annotations
+
+from random import Random
+
+import psycopg
+
+from tests.torture.invariant import Violation, deletable
+from tests.torture.player import Day, Player
+from tests.torture.worker import BATCH_STEPS, Answer, Stop
+
+
+class Story:
+    """The days in use, and what happens on them. A step says in one line what it did."""
+
+    def __init__(self, player: Player, first: Day) -> None:
+        self.player = player
+        self.site = player.site
+        self.first = first
+        self.days: list[Day] = []
+        self.opened = 0
+
+    def open_day(self) -> Day:
+        day = Day.fromordinal(self.first.toordinal() + self.opened)
+        self.opened += 1
+        self.days.append(day)
+        return day
+
+    # The application
+
+    def insert(self, rng: Random, day: Day) -> str:
+        gone = [row for row in self.player.seen.stored(day).values() if row.id not in self.player.seen.table]
+        ids = self.site.insert(rng, day, rng.randint(1, 12), gone)
+        self.player.look()
+        return f"rows {ids}"
+
+    def update(self, rng: Random, day: Day) -> str:
+        changed = self.site.count_views(rng, self._some(rng, day))
+        self.player.look()
+        return f"rows {sorted(changed)}"
+
+    def rename(self, rng: Random, day: Day) -> str:
+        project = rng.choice(sorted(self.site.slugs))
+        slug = self.site.rename(rng, project)
+        self.player.look()
+        return f"project {project} is {slug}"
+
+    def delete_version(self, rng: Random, day: Day) -> str:
+        changed = self.site.delete_version(rng, rng.choice(sorted(self.site.slugs)))
+        self.player.look()
+        return f"rows {sorted(changed)}"
+
+    def delete_rows(self, rng: Random, day: Day) -> str:
+        every = list(self.player.seen.of(day))
+        gone = self.site.delete(every if rng.random() < 0.1 else self._some(rng, day, 4))
+        self.player.look()
+        return f"rows {sorted(gone)}"
+
+    def anything(self, rng: Random, day: Day) -> set[int]:
+        """Some of the application's work on a day, while a call may be under way; the rows that it touched."""
+        touched: set[int] = set()
+        for _ in range(rng.randint(1, 3)):
+            some = self._some(rng, day)
+            work = rng.choice(("insert", "update", "update", "delete", "version", "rename"))
+            try:
+                if work == "insert":
+                    touched.update(self.site.insert(rng, day, rng.randint(1, 5)))
+                elif work == "update":
+                    touched |= self.site.count_views(rng, some)
+                elif work == "delete":
+                    touched |= self.site.delete(some[:2])
+                elif work == "version":
+                    touched |= self.site.delete_version(rng, rng.choice(sorted(self.site.slugs)))
+                else:
+                    self.site.rename(rng, rng.choice(sorted(self.site.slugs)))
+            except psycopg.errors.LockNotAvailable:
+                continue  # a deletion holds the row; the application would try again
+        return touched
+
+    # In quiet
+
+    def export(self, rng: Random, day: Day) -> str:
+        before = self.player.seen
+        leaves = self._spoiled(day)
+        answer = self.player.export(
+            day, per_project=rng.random() < 0.05, on_bad_row="leave" if leaves else rng.choice(("fail", "leave"))
+        )
+        if not before.of(day) and not any(self.player.bases(before, day)) and not self.site.has_before(day):
+            self.player.expect_error(answer, "DayHasNoRows")
+        else:
+            self._expect_done(answer)
+        self.player.expect_exported(before, day, [answer])
+        return str(answer)
+
+    def delete(self, rng: Random, day: Day) -> str:
+        self.make_deletable(rng, day)
+        before = self.player.seen
+        answer = self.player.delete(day)
+        self._expect_done(answer)
+        self.player.expect_deleted(before, day, answer)
+        return str(answer)
+
+    # Preparations
+
+    def make_deletable(self, rng: Random, day: Day, count: int = 1) -> None:
+        """At least so many rows that are stored as they are, and something late and changed among them."""
+        seen = self.player.seen
+        if len(deletable(seen.stored(day), seen.of(day))) < count or self.player.sent.get(day):
+            self.repair(day)
+            self.site.insert(rng, day, count + 6)
+            self.player.look()
+            self.export(rng, day)
+            self.anything(rng, day)
+            self.player.look()
+        seen = self.player.seen
+        if not deletable(seen.stored(day), seen.of(day)):
+            self.site.insert(rng, day, count + 3)
+            self.player.look()
+            self.export(rng, day)
+
+    def stored(self, rng: Random, day: Day) -> None:
+        if not self.player.seen.stored(day):
+            self.site.insert(rng, day, 5)
+            self.player.look()
+            self.export(rng, day)
+
+    def change(self, rng: Random, day: Day) -> None:
+        """Something for an export to write."""
+        self.site.insert(rng, day, rng.randint(1, 6))
+        self.site.count_views(rng, self._some(rng, day))
+        self.player.look()
+
+    def _spoiled(self, day: Day) -> list[int]:
+        return [id for id, row in self.player.seen.of(day).items() if not row.fits]
+
+    def repair(self, day: Day) -> None:
+        if spoiled := self._spoiled(day):
+            self.site.repair(spoiled)
+            self.player.look()
+
+    def _some(self, rng: Random, day: Day, at_most: int = 8) -> list[int]:
+        ids = sorted(id for id, row in self.player.seen.table.items() if row.date == day and row.fits)
+        return rng.sample(ids, min(len(ids), rng.randint(1, at_most)))
+
+    def _with_writes(self, rng: Random, day: Day, method: str, step: str) -> tuple[Answer, set[int]]:
+        """Calls, and lets the application work while the call waits at a step."""
+        worker = self.player.worker()
+        occurrence = rng.randint(1, 3) if step in BATCH_STEPS else 1
+        worker.begin(self.player.command(method, day, stop=Stop(step, occurrence)))
+        ended = worker.wait_for_step()
+        touched = self.anything(rng, day)
+        if ended is None:
+            worker.go_on()
+            ended = worker.finish()
+        return self.player.finished(ended), touched
+
+    def _expect_done(self, answer: Answer) -> None:
+        if not answer.done:
+            raise Violation(f"a call that nothing disturbed ended with {answer}")
