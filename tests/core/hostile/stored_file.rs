@@ -269,7 +269,9 @@ fn absurd_numbers_in_a_footer_are_answered_or_refused_within_bounds() {
     for page_index in [true, false] {
         let file = small(page_index, zstd());
         for number in SIZES {
-            let forged = Forged::new(&file).group(0, |g| g.into_builder().set_num_rows(number).build().unwrap());
+            // What forges the file adds the row groups up.
+            let rows = number.min(i64::MAX - 1_000);
+            let forged = Forged::new(&file).group(0, |g| g.into_builder().set_num_rows(rows).build().unwrap());
             tally.ask(&stored, &forged.file(), format_args!("{number} rows"));
             for column in 0..10 {
                 for (what, change) in changes {
