@@ -192,21 +192,22 @@ impl Scan {
     pub fn batches(&self, projection: &[usize]) -> Result<Batches> {
         let units = self.open(projection)?;
         let mut failed = false;
-        let mut units = units.into_iter();
-        let mut current: Option<Batches> = None;
+        // Dropped in this order: what is being read makes room for fetching the next, which nobody wants then.
+        let mut reading: (std::vec::IntoIter<Unit>, Option<Batches>) = (units.into_iter(), None);
         Ok(Box::new(std::iter::from_fn(move || {
+            let (units, current) = &mut reading;
             while !failed {
-                let batch = match &mut current {
+                let batch = match current {
                     Some(batches) => match batches.next() {
                         None => {
-                            current = None;
+                            *current = None;
                             continue;
                         }
                         Some(batch) => batch,
                     },
                     None => match units.next()?() {
                         Ok(batches) => {
-                            current = Some(batches);
+                            *current = Some(batches);
                             continue;
                         }
                         Err(error) => Err(error),

@@ -14,6 +14,7 @@ use parquet_analytics::scan::{Options, Scan};
 use parquet_analytics::source::postgres::copy::{Decoder, Layout};
 use parquet_analytics::source::{BadRows, LeftRow};
 use parquet_analytics::store::Store;
+use parquet_analytics::stored::StoredDay;
 
 use crate::files::{date, key, put};
 
@@ -80,7 +81,9 @@ impl Stored {
         let result = self.questions();
         if let Err(error) = &result {
             let key = key(date(DAY));
-            assert!(matches!(error.inner(), Error::CorruptFile { .. }), "{error:?}");
+            // Repeated ids and another sum are found when the file is read back whole.
+            let known = matches!(error.inner(), Error::CorruptFile { .. } | Error::Mismatch { .. });
+            assert!(known, "{error:?}");
             assert!(
                 error.key() == Some(&key) && error.to_string().contains(&key),
                 "{error:?}"
@@ -109,6 +112,13 @@ impl Stored {
         assert_eq!(
             rows, counted,
             "rows that were handed out, and rows that the footer counts"
+        );
+        let stored = block_on(&Cancel::new(), StoredDay::read(&self.store, &key, date(DAY)))?;
+        let stored = stored.ok_or_else(|| Error::internal("the file is gone"))?;
+        let whole = stored.decode(&Cancel::new())?;
+        assert_eq!(
+            rows, whole.rows,
+            "rows that were handed out, and rows that are read back whole"
         );
         Ok(rows)
     }

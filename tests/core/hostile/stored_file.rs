@@ -20,7 +20,7 @@ use crate::files::{Layout, quiet_parquet_panics, store, write};
 use crate::support::{batch_of, random_rows};
 
 /// No damage to a file of a few kilobytes may cost more.
-const MOST_MEMORY: usize = 64 << 20;
+const MOST_MEMORY: usize = 16 << 20;
 const MOST_TIME: Duration = Duration::from_secs(5);
 
 const ROWS: usize = 60;
