@@ -1,6 +1,7 @@
 //! The order of rows: (project_slug, status, path, version_slug, id) as bytes, with ranks for the slugs.
 
 use std::cmp::Ordering;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use arrow::array::{Int16Array, Int64Array, RecordBatch, StringArray, UInt32Array};
 
@@ -9,6 +10,9 @@ use crate::runtime::Cancel;
 use crate::schema;
 
 use super::typed;
+
+/// Comparisons between two looks at whether a stop was asked for.
+const COMPARED_AT_ONCE: u32 = 1 << 16;
 
 /// The columns that decide a row's place.
 pub struct Keys<'a> {
@@ -88,12 +92,21 @@ pub fn sorted(batches: &[RecordBatch], cancel: &Cancel) -> Result<Vec<Row>> {
         }
     }
     cancel.check()?;
-    rows.sort_unstable_by(|one, other| {
-        one.head.cmp(&other.head).then_with(|| {
-            let ((batch, row), (other_batch, other_row)) = (one.place(), other.place());
-            keys[batch].tail(row, &keys[other_batch], other_row)
-        })
+    let mut compared = 0_u32;
+    let sort = AssertUnwindSafe(|| {
+        rows.sort_unstable_by(|one, other| {
+            compared = compared.wrapping_add(1);
+            if compared.is_multiple_of(COMPARED_AT_ONCE) && cancel.check().is_err() {
+                // Millions of rows take seconds, and a sort has no other way out. No panic is reported by this.
+                resume_unwind(Box::new(()));
+            }
+            one.head.cmp(&other.head).then_with(|| {
+                let ((batch, row), (other_batch, other_row)) = (one.place(), other.place());
+                keys[batch].tail(row, &keys[other_batch], other_row)
+            })
+        });
     });
+    let sorted = catch_unwind(sort);
     cancel.check()?;
-    Ok(rows)
+    sorted.map_or_else(|panic| resume_unwind(panic), |()| Ok(rows))
 }

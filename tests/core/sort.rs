@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use arrow::datatypes::Schema;
 use parquet_analytics::runtime::Cancel;
 use parquet_analytics::schema;
@@ -74,6 +76,30 @@ fn a_missing_slug_is_named() {
     sorter.push(&batch.project(&columns).unwrap()).unwrap();
     let error = sorter.finish(Some(&Slugs::default()), &Cancel::new()).err().unwrap();
     assert!(error.to_string().contains("no slug for project 1"), "{error}");
+}
+
+/// In the middle of it, which takes seconds for millions of rows.
+#[test]
+fn a_stop_request_breaks_a_sort_off() {
+    let rows = random_rows(&mut ChaCha8Rng::seed_from_u64(1), 600_000);
+    let batch = batch_of(&rows);
+    let sort = |cancel: &Cancel| {
+        let mut sorter = Sorter::new(day(), SortOptions::default());
+        sorter.push(&batch).unwrap();
+        let begun = Instant::now();
+        (sorter.finish(None, cancel).is_ok(), begun.elapsed())
+    };
+    let (done, whole) = sort(&Cancel::new());
+    assert!(done);
+    let cancel = Cancel::new();
+    let (done, broken_off) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(whole / 4);
+            cancel.cancel();
+        });
+        sort(&cancel)
+    });
+    assert!(!done && broken_off < whole * 3 / 4, "{broken_off:?} of {whole:?}");
 }
 
 #[test]
