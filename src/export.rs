@@ -2,20 +2,21 @@
 //! then the copies.
 
 mod options;
+mod write;
 
-use std::path::Path;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
-use crate::copies::{Copies, CopyFile};
+use crate::copies::CopyFile;
 pub use options::{ExportOptions, Exported, Outcome, Planned, Progress};
+use write::Finished;
 
 use crate::error::{Error, Result};
 use crate::keys::{Day, Scope};
-use crate::merge::{Merged, SameRows, check_newer, merge};
+use crate::merge::{Merged, check_newer, merge};
 use crate::position::Position;
 use crate::publish::{check_size, interrupted_publish, publish};
 use crate::rows::{RowIndex, RowIndexBuilder, check_ids};
@@ -23,12 +24,11 @@ use crate::runtime::{Cancel, block_on};
 use crate::schema::meta;
 use crate::sort::Sorter;
 use crate::source::{Source, Summary};
-use crate::spool::Spool;
 use crate::steps::{Step, reached};
 use crate::store::{Got, IfVersion, Part, Store, Write};
 use crate::stored::{StoredDay, id_column};
 use crate::tally::Tally;
-use crate::writer::{DayWriter, FileFacts, Written};
+use crate::writer::Written;
 
 /// How often an export that others get in the way of is begun again.
 const ROUNDS: u32 = 16;
@@ -341,70 +341,6 @@ impl Export<'_> {
         })
     }
 
-    /// Sorts and writes the day and its copies to local files; nothing of them is in the store yet.
-    fn write<'s>(
-        &self,
-        sorter: Sorter,
-        summary: &Summary,
-        run_id: &str,
-        only_if_changed: Option<&'s StoredDay>,
-        expected: Option<&Tally>,
-    ) -> Result<Finished<'s>> {
-        let facts = FileFacts {
-            day: self.day,
-            source: summary.source.clone(),
-            run_id: run_id.to_owned(),
-            snapshot_time: summary.snapshot_time,
-            position: summary.position.clone(),
-        };
-        let rows = sorter.rows();
-        let temp_dir = self.options.sort.temp_dir.as_deref();
-        let sorted = sorter.finish(summary.slugs.as_ref(), self.cancel)?;
-        let mut copies = if self.options.copies.is_empty() {
-            None
-        } else {
-            Some(Copies::new(
-                &self.options.copies,
-                sorted.project_slugs(),
-                facts.clone(),
-                self.options.row_group_rows,
-                temp_dir.map(Path::to_path_buf),
-            )?)
-        };
-        let mut same = only_if_changed.map(|day| SameRows::new(day.batches()));
-        let mut writer = DayWriter::new(Spool::create(temp_dir)?, &facts, self.options.row_group_rows)?;
-        for batch in sorted {
-            let batch = batch?;
-            writer.write(&batch)?;
-            if let Some(same) = &mut same {
-                same.push(&batch)?;
-            }
-            if let Some(copies) = &mut copies {
-                copies.push(&batch)?;
-            }
-        }
-        let (spool, file) = writer.finish()?;
-        if file.tally.rows != rows {
-            return Err(Error::internal(format!(
-                "{rows} rows were read but {} written",
-                file.tally.rows
-            )));
-        }
-        if let Some(difference) = expected.and_then(|expected| file.tally.difference(expected)) {
-            return Err(Error::internal(format!(
-                "the file that was written has {difference}, as {} counts in the same snapshot",
-                summary.source
-            )));
-        }
-        let same = same.map(SameRows::finish).transpose()?.unwrap_or(false);
-        Ok(Finished {
-            bytes: spool.into_bytes()?,
-            file,
-            unchanged: only_if_changed.filter(|_| same),
-            copies: copies.map(Copies::finish).transpose()?,
-        })
-    }
-
     /// Reads the published file back and compares it with what was written and what the source counted.
     fn verify(&self, key: &str, etag: &str, file: &Written, expected: Option<&Tally>) -> Result<()> {
         let gone = |what: &str| Error::Conflict {
@@ -459,15 +395,6 @@ impl Export<'_> {
 
 fn database(position: Option<&Position>) -> Option<&str> {
     position.map(|position| position.database.as_str())
-}
-
-/// Local files that wait for publication.
-struct Finished<'s> {
-    bytes: Bytes,
-    file: Written,
-    /// The stored file, when it holds the same rows already.
-    unchanged: Option<&'s StoredDay>,
-    copies: Option<(Vec<CopyFile>, Bytes)>,
 }
 
 /// What is in the day's place before the export.

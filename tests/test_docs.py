@@ -82,6 +82,16 @@ def test_readme_has_examples_that_run() -> None:
     assert [example for example in EXAMPLES[ROOT / "README.md"] if example.reason is None]
 
 
+def test_reliability_names_every_step_and_only_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    steps = set(re.findall(r'=> "([a-z-]+)"', (ROOT / "src" / "steps.rs").read_text(encoding="utf-8")))
+    assert len(steps) == 15
+    assert steps == {name for name in re.findall(r"`([a-z]+(?:-[a-z]+)?)`", text) if name in steps}
+    named = set(re.findall(r"`((?:tests|benches|fuzz)/[\w/.]*)`", text))
+    assert len(named) > 12
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
 def test_no_text_names_a_machine() -> None:
     looked_at = [*TEXTS, *(ROOT / "python").rglob("*.py"), *ROOT.glob("examples/**/*")]
     looked_at = [path for path in looked_at if path.is_file() and path.suffix in (".md", ".py", ".ipynb", ".toml")]

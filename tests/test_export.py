@@ -125,7 +125,11 @@ def test_of_many_first_exports_at_once_one_is_stored_and_the_others_merge_into_i
 
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(export, range(8)))
-    assert sorted(answer["outcome"] for answer in answers) == ["created"] + ["merged"] * 7
+    # One that is overtaken before it has read its file back begins again, and finds nothing to do.
+    outcomes = [answer["outcome"] for answer in answers]
+    assert set(outcomes) <= {"created", "merged", "unchanged"}
+    assert outcomes.count("created") <= 1
+    assert all(answer["verified"] for answer in answers)
     assert sorted(stored(place)["id"].to_pylist()) == sorted(10 * n + k for n in range(8) for k in range(3))
     assert place.keys() == [KEY]
 
