@@ -165,6 +165,10 @@ def test_databases_that_refuse_tell_no_secret(
         f"host={host} port={port} dbname={name} user=canary password={PASSWORD}",
         f"host={host} port='{escaped}' dbname={name} user=canary password='{escaped}'",
         f"password='{escaped}",
+        f"host={host};password={encoded};user=canary",
+        f"postgresql://{host};password={encoded}/{name}",
+        f"user=u;password={encoded} host={host}",
+        f"host={host} password=correct cAnArY=battery",
         f"{PASSWORD}",
         pgbouncer.database_url(name).replace(pgbouncer.database_url(name).split(":")[2].split("@")[0], encoded),
     ]
@@ -178,7 +182,28 @@ def test_databases_that_refuse_tell_no_secret(
     # The statement that fails is not repeated with values either.
     execute(secret_url, "ALTER TABLE analytics_pageview DROP COLUMN path")
     tried(told, lambda: place.exporter(secret_url).export_daily_pageviews(DAY))
-    told.check(PASSWORD)
+    told.check(PASSWORD, "..cAnArY..")
+
+
+def test_text_that_is_no_unicode_is_refused_without_being_repeated(place: Place, told: Told) -> None:
+    """As Python hands over an environment variable that is not UTF-8."""
+    secret = "cAnArYsEcReT\udce9"
+    url = f"postgresql://u:{secret}@127.0.0.1:1/d"
+    calls: list[Callable[[], Any]] = [
+        lambda: PostgresSource(url),
+        lambda: PostgresSource("postgresql://u@h/d").at(url),
+        lambda: place.exporter(url).export_daily_pageviews(DAY),
+        lambda: place.exporter("postgresql://u@h/d").delete_exported_pageviews(DAY, database=url),
+        lambda: place.exporter(PostgresSource("postgresql://u@h/d")).delete_exported_pageviews(DAY, database=url),
+    ]
+    for name in ("secret_access_key", "session_token", "proxy_url"):
+        options = place.options() | {name: secret}
+        calls.append(lambda options=options: ParquetAnalyticsExporter(place.url, source=url, storage_options=options))
+        calls.append(lambda options=options: ParquetAnalyticsQuerier(place.url, storage_options=options))
+    for _ in range(2):
+        for call in calls:
+            tried(told, call)
+    told.check("cAnArYsEcReT")
 
 
 def test_stores_that_refuse_tell_no_secret(place: Place, told: Told) -> None:
@@ -192,9 +217,7 @@ def test_stores_that_refuse_tell_no_secret(place: Place, told: Told) -> None:
     def echoing(request: Request, passing: Any) -> Response:
         """A server that repeats what it was sent, as S3 does when a signature does not match."""
         sent = "".join(f"{name}: {value}\n" for name, value in request.headers)
-        body = (
-            f"<Error><Code>InternalError</Code><Message>oh</Message><CanonicalRequest>{sent}</CanonicalRequest></Error>"
-        )
+        body = f"<Error><Code>InternalError</Code><Message>{sent}</Message><CanonicalRequest>{sent}</CanonicalRequest></Error>"
         return Response(500, [("Content-Type", "application/xml")], body.encode())
 
     cases: list[dict[str, str]] = [

@@ -1,5 +1,6 @@
 //! Maps the core's errors to the exceptions of `parquet_analytics.exceptions`.
 
+use pyo3::exceptions::PyUnicodeEncodeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -63,6 +64,26 @@ pub fn to_exception(py: Python<'_>, error: &Error) -> PyErr {
     match build(py, error) {
         Ok(exception) => PyErr::from_value(exception),
         Err(failed) => failed,
+    }
+}
+
+/// Text that may hold a secret. Python's own error for text that is no Unicode (an environment variable that is not
+/// UTF-8) would repeat all of it.
+pub struct Secret(pub String);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Secret {
+    type Error = PyErr;
+
+    fn extract(given: Borrowed<'a, 'py, PyAny>) -> PyResult<Self> {
+        given.extract::<String>().map(Self).map_err(|error| {
+            let py = given.py();
+            if error.is_instance_of::<PyUnicodeEncodeError>(py) {
+                let why =
+                    "a connection string or storage option holds bytes that are not UTF-8; correct where it comes from";
+                return to_exception(py, &Error::configuration(why));
+            }
+            error
+        })
     }
 }
 

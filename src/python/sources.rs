@@ -15,7 +15,7 @@ use crate::source::arrow::{ArrowSource, Stream};
 use crate::source::postgres::config::{Identifier, SlugTable, Table};
 use crate::source::postgres::{PostgresOptions, PostgresSource};
 
-use super::errors::OrRaise;
+use super::errors::{OrRaise, Secret};
 use super::run::run_quietly;
 
 /// PostgreSQL, read natively: one binary COPY without join or sort in a short read-only transaction.
@@ -118,7 +118,7 @@ impl PyPostgresSource {
                         statement_timeout = 1800.0, lock_timeout = 30.0))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
-        url: &str,
+        url: Secret,
         schema: Option<&str>,
         table: Option<&str>,
         projects_table: Option<&str>,
@@ -128,7 +128,7 @@ impl PyPostgresSource {
         lock_timeout: f64,
     ) -> PyResult<Self> {
         let tables = [table, projects_table, versions_table];
-        let options = Self::options(url, schema, tables, &columns, statement_timeout, lock_timeout).or_raise()?;
+        let options = Self::options(&url.0, schema, tables, &columns, statement_timeout, lock_timeout).or_raise()?;
         Ok(Self { options })
     }
 
@@ -141,9 +141,10 @@ impl PyPostgresSource {
     }
 
     /// The same tables and columns in another database.
-    fn at(&self, url: &str) -> PyResult<Self> {
+    #[allow(clippy::needless_pass_by_value)]
+    fn at(&self, url: Secret) -> PyResult<Self> {
         let mut options = self.options.clone();
-        options.target = PostgresOptions::new(url).or_raise()?.target;
+        options.target = PostgresOptions::new(&url.0).or_raise()?.target;
         Ok(Self { options })
     }
 

@@ -10,7 +10,7 @@ use pyo3::types::PyDict;
 use crate::error::Error;
 use crate::store::{Credentials, Keys, Store};
 
-use super::errors::OrRaise;
+use super::errors::{OrRaise, Secret};
 
 /// A store by URL and options. Opening does no I/O.
 #[pyclass(frozen, name = "Store", module = "parquet_analytics._native")]
@@ -24,8 +24,8 @@ impl PyStore {
     #[pyo3(signature = (url, options, credentials = None))]
     fn new(
         py: Python<'_>,
-        url: &str,
-        options: BTreeMap<String, String>,
+        url: Secret,
+        options: BTreeMap<String, Secret>,
         credentials: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let session = match credentials {
@@ -36,7 +36,8 @@ impl PyStore {
                 Some(Arc::new(Session { keys, id }) as Arc<dyn Credentials>)
             }
         };
-        let inner = py.detach(|| Store::open_for(url, &options, session));
+        let options = options.into_iter().map(|(name, value)| (name, value.0)).collect();
+        let inner = py.detach(|| Store::open_for(&url.0, &options, session));
         Ok(Self {
             inner: inner.or_raise()?,
         })

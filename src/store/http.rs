@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::TryStreamExt;
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody, HttpService,
@@ -20,6 +21,8 @@ use object_store::client::{
 const SMALL_BODY: usize = 1 << 20;
 /// The slowest upload that is waited for, in bytes per second.
 const SLOWEST_UPLOAD: u64 = 256 * 1024;
+/// More of an error's body is not read.
+const LONGEST_BODY: usize = 64 << 10;
 /// More of an error's text is not kept.
 const LONGEST_MESSAGE: usize = 300;
 
@@ -153,6 +156,7 @@ impl Traced {
 impl HttpService for Traced {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         Trace::sent();
+        let secrets = secrets_of(&request);
         let response = match self.send(request).await {
             Ok(response) => response,
             Err(error) => {
@@ -191,14 +195,51 @@ impl HttpService for Traced {
             Trace::doubt();
         }
         let (parts, body) = response.into_parts();
-        let body = body.bytes().await?;
+        let body = beginning(body).await?;
         let text = String::from_utf8_lossy(&body);
         answer.code = answer.code.or_else(|| element(&text, "Code"));
         answer.message = element(&text, "Message").or_else(|| element(&text, "message"));
         answer.region = answer.region.or_else(|| element(&text, "Region"));
+        for told in [&mut answer.code, &mut answer.message, &mut answer.region]
+            .into_iter()
+            .flatten()
+        {
+            // A server or gateway may repeat what it was sent.
+            *told = if secrets.iter().any(|secret| told.contains(secret.as_str())) {
+                "(it repeats a secret, so it is not shown)".to_owned()
+            } else {
+                told.chars().take(LONGEST_MESSAGE).collect()
+            };
+        }
         Trace::record(answer);
         Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(body)))
     }
+}
+
+/// As much of an error's body as is looked at; some servers never come to an end.
+async fn beginning(body: HttpResponseBody) -> Result<Vec<u8>, HttpError> {
+    let mut read = Vec::new();
+    let mut stream = body.bytes_stream();
+    while let Some(bytes) = stream.try_next().await? {
+        read.extend_from_slice(&bytes);
+        if read.len() > LONGEST_BODY {
+            read.truncate(LONGEST_BODY);
+            break;
+        }
+    }
+    Ok(read)
+}
+
+/// What a request holds that nobody should read: the signature or key, the session's token, a signed query.
+fn secrets_of(request: &HttpRequest) -> Vec<String> {
+    let header = |name: &str| request.headers().get(name)?.to_str().ok().map(str::to_owned);
+    let query = request.uri().query().map(str::to_owned);
+    let secrets = [header("authorization"), header("x-amz-security-token"), query];
+    secrets
+        .into_iter()
+        .flatten()
+        .filter(|secret| secret.len() >= 8)
+        .collect()
 }
 
 /// The text of an XML element. Nothing else of an error's body is looked at: what the server says that it
@@ -212,7 +253,7 @@ fn element(xml: &str, name: &str) -> Option<String> {
         .replace("&lt;", "<")
         .replace("&gt;", ">")
         .replace("&amp;", "&");
-    let text: String = text.chars().filter(|c| !c.is_control()).take(LONGEST_MESSAGE).collect();
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 

@@ -267,6 +267,44 @@ fn refuse<T>(name: &str, why: &str) -> Result<T> {
     Err(Error::configuration(format!("the PostgreSQL parameter {name}: {why}")))
 }
 
+/// What libpq knows and this does not.
+const OTHER_PARAMETERS: [&str; 28] = [
+    "gssdelegation",
+    "gsslib",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "krbsrvname",
+    "max_protocol_version",
+    "min_protocol_version",
+    "oauth_client_id",
+    "oauth_issuer",
+    "oauth_scope",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "requiressl",
+    "scram_client_key",
+    "scram_server_key",
+    "service",
+    "servicefile",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcertmode",
+    "sslcrl",
+    "sslcrldir",
+    "sslkeylogfile",
+    "sslsni",
+    "tcp_user_timeout",
+];
+
+/// A name, an address or a socket's folder.
+fn is_host(text: &str) -> bool {
+    let of_a_name = |c: char| c.is_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '%' | '[' | ']');
+    text.starts_with(['/', '@']) || text.chars().all(of_a_name)
+}
+
 fn settle(given: Parameters) -> Result<Settings> {
     let mut settings = Settings::default();
     for (name, value) in given {
@@ -277,6 +315,12 @@ fn settle(given: Parameters) -> Result<Settings> {
             "host" | "hostaddr" | "port" if value.contains(',') => {
                 return refuse(&name, "several hosts are not supported; name the one to read from");
             }
+            "host" if !is_host(&value) => {
+                return refuse(
+                    "host",
+                    "it holds a character that no host's name has; parameters are separated by spaces, in a URL by &",
+                );
+            }
             "host" => settings.host = Some(value),
             "hostaddr" if value.parse::<std::net::IpAddr>().is_err() => {
                 return refuse("hostaddr", "it has to be an IP address");
@@ -286,6 +330,12 @@ fn settle(given: Parameters) -> Result<Settings> {
                 Ok(port) if port > 0 => settings.passed.push(("port", value)),
                 _ => return refuse("port", "it has to be a number from 1 to 65535"),
             },
+            "user" if value.contains('=') => {
+                return refuse(
+                    "user",
+                    "it holds a =; parameters are separated by spaces, in a URL by &",
+                );
+            }
             "user" => settings.passed.push(("user", value)),
             "password" => settings.passed.push(("password", value)),
             "dbname" if value.contains("://") || value.contains('=') => {
@@ -339,8 +389,8 @@ fn settle(given: Parameters) -> Result<Settings> {
             "passfile" => return refuse("passfile", "set the variable PGPASSFILE, or use ~/.pgpass"),
             _ => {
                 // A password that was not quoted can end up in a name's place.
-                let like_a_name = name.len() <= 40 && name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'_'));
-                let shown = if like_a_name { name.as_str() } else { "(not shown)" };
+                let known = OTHER_PARAMETERS.contains(&name.as_str());
+                let shown = if known { name.as_str() } else { "(not shown)" };
                 return refuse(shown, "it is not supported; leave it out");
             }
         }
