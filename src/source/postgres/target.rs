@@ -267,8 +267,14 @@ fn refuse<T>(name: &str, why: &str) -> Result<T> {
     Err(Error::configuration(format!("the PostgreSQL parameter {name}: {why}")))
 }
 
-/// What libpq knows and this does not.
-const OTHER_PARAMETERS: [&str; 28] = [
+/// What libpq knows, and this does not, or with some values only.
+const OTHER_PARAMETERS: &[&str] = &[
+    "channel_binding",
+    "client_encoding",
+    "gssencmode",
+    "load_balance_hosts",
+    "sslcompression",
+    "sslnegotiation",
     "gssdelegation",
     "gsslib",
     "keepalives",
