@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import pickle
 import socket
 import threading
@@ -46,7 +47,8 @@ def forms(secret: str) -> list[str]:
         quote(inner, safe=""),
         repr(secret)[1:-1],
         json.dumps(secret)[1:-1],
-        base64.b64encode(secret.encode()).decode().rstrip("="),
+        # As a part of a longer text, such as user:password, too.
+        *(base64.b64encode(b"x" * offset + secret.encode() + b"xxx").decode()[4:-8] for offset in range(3)),
     ]
 
 
@@ -55,6 +57,7 @@ class Told:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.loggers: set[str] = set()
 
     def add(self, *things: Any) -> None:
         self.texts += [thing if isinstance(thing, str) else repr(thing) for thing in things]
@@ -86,6 +89,7 @@ class Everything(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.told.add(record.getMessage(), repr(vars(record)))
+        self.told.loggers.add(record.name)
 
 
 @pytest.fixture
@@ -139,6 +143,7 @@ def test_work_that_succeeds_tells_no_secret(place: Place, secret_url: str, told:
         if key.endswith(".parquet"):
             told.add(pq.read_metadata(io.BytesIO(body)).metadata)
     told.add(*(path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()))
+    assert "parquet_analytics.steps" in told.loggers
     told.check(PASSWORD, place.s3.admin.secret_access_key)
 
 
@@ -217,7 +222,8 @@ def test_stores_that_refuse_tell_no_secret(place: Place, told: Told) -> None:
     def echoing(request: Request, passing: Any) -> Response:
         """A server that repeats what it was sent, as S3 does when a signature does not match."""
         sent = "".join(f"{name}: {value}\n" for name, value in request.headers)
-        body = f"<Error><Code>InternalError</Code><Message>{sent}</Message><CanonicalRequest>{sent}</CanonicalRequest></Error>"
+        parts = f"<Message>{sent}</Message><CanonicalRequest>{sent}</CanonicalRequest>"
+        body = f"<Error><Code>InternalError</Code>{parts}</Error>"
         return Response(500, [("Content-Type", "application/xml")], body.encode())
 
     cases: list[dict[str, str]] = [
@@ -277,3 +283,26 @@ def test_the_keys_of_a_django_storage_are_not_told(place: Place, told: Told) -> 
         tried(told, lambda: exporter.verify(DAY))
         tried(told, lambda: querier.top_pages("docs", since=DAY, until=DAY))
     told.check(secret, TOKEN)
+
+
+def test_text_that_is_not_unicode_is_refused_without_being_repeated(told: Told) -> None:
+    # What Python makes of a byte in the environment that is not UTF-8.
+    secret = "cAnArYbYtE"
+    given = secret + os.fsdecode(b"\xe9")
+    url = f"postgresql://u:{given}@127.0.0.1:1/d"
+    keys = {"access_key_id": "a", "secret_access_key": "b"}
+    calls: list[Callable[[], Any]] = [
+        lambda: PostgresSource(url),
+        lambda: ParquetAnalyticsExporter("memory://text", source=url).export_daily_pageviews(DAY),
+        lambda: ParquetAnalyticsExporter("memory://text", source="postgresql://h/d").delete_exported_pageviews(
+            DAY, database=url
+        ),
+        lambda: ParquetAnalyticsExporter(f"s3://u:{given}@bucket", source=views()),
+        *(
+            lambda name=name: ParquetAnalyticsQuerier("s3://b", storage_options=keys | {name: given})
+            for name in ("secret_access_key", "session_token", "proxy_url")
+        ),
+    ]
+    for call in calls:
+        tried(told, call)
+    told.check(secret)
