@@ -182,7 +182,7 @@ impl HttpService for Traced {
         };
         let mut answer = Answer {
             status: Some(status),
-            region: header("x-amz-bucket-region"),
+            region: header("x-amz-bucket-region").filter(|name| is_region(name)),
             code: header("x-ms-error-code"),
             empty: header("content-length").as_deref() == Some("0"),
             ..Answer::default()
@@ -199,13 +199,12 @@ impl HttpService for Traced {
         let text = String::from_utf8_lossy(&body);
         answer.code = answer.code.or_else(|| element(&text, "Code"));
         answer.message = element(&text, "Message").or_else(|| element(&text, "message"));
-        answer.region = answer.region.or_else(|| element(&text, "Region"));
-        for told in [&mut answer.code, &mut answer.message, &mut answer.region]
-            .into_iter()
-            .flatten()
-        {
-            // A server or gateway may repeat what it was sent.
-            *told = if secrets.iter().any(|secret| told.contains(secret.as_str())) {
+        let region = element(&text, "Region").filter(|name| is_region(name));
+        answer.region = answer.region.or(region);
+        for told in [&mut answer.code, &mut answer.message].into_iter().flatten() {
+            // A server, gateway or proxy may repeat what it was sent.
+            let repeated = secrets.iter().any(|secret| told.contains(secret.as_str()));
+            *told = if repeated || told.contains("Basic ") || told.contains("Bearer ") {
                 "(it repeats a secret, so it is not shown)".to_owned()
             } else {
                 told.chars().take(LONGEST_MESSAGE).collect()
@@ -233,13 +232,37 @@ async fn beginning(body: HttpResponseBody) -> Result<Vec<u8>, HttpError> {
 /// What a request holds that nobody should read: the signature or key, the session's token, a signed query.
 fn secrets_of(request: &HttpRequest) -> Vec<String> {
     let header = |name: &str| request.headers().get(name)?.to_str().ok().map(str::to_owned);
-    let query = request.uri().query().map(str::to_owned);
-    let secrets = [header("authorization"), header("x-amz-security-token"), query];
-    secrets
+    let authorization = header("authorization");
+    let bearer = authorization.as_deref().and_then(|value| value.strip_prefix("Bearer "));
+    let query = request.uri().query();
+    // As it was before it was encoded.
+    let signature = query
         .into_iter()
-        .flatten()
-        .filter(|secret| secret.len() >= 8)
-        .collect()
+        .flat_map(|query| query.split('&'))
+        .find_map(|pair| pair.strip_prefix("sig="))
+        .map(|value| {
+            percent_encoding::percent_decode_str(value)
+                .decode_utf8_lossy()
+                .into_owned()
+        });
+    [
+        bearer.map(str::to_owned),
+        query.map(str::to_owned),
+        signature,
+        header("x-amz-security-token"),
+        authorization,
+    ]
+    .into_iter()
+    .flatten()
+    .filter(|secret| secret.len() >= 8)
+    .collect()
+}
+
+fn is_region(name: &str) -> bool {
+    (1..=40).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 /// The text of an XML element. Nothing else of an error's body is looked at: what the server says that it

@@ -315,7 +315,13 @@ fn settle(given: Parameters) -> Result<Settings> {
     let mut settings = Settings::default();
     for (name, value) in given {
         if value.contains('\0') {
-            return refuse(name.replace('\0', "").as_str(), "it holds a NUL character");
+            let like_a_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+            let shown = if like_a_name && name.len() < 12 {
+                name.as_str()
+            } else {
+                "(not shown)"
+            };
+            return refuse(shown, "it holds a NUL character");
         }
         match name.as_str() {
             "host" | "hostaddr" | "port" if value.contains(',') => {
