@@ -12,17 +12,20 @@ from pathlib import Path
 import pytest
 from parquet_analytics.demo import site
 
+from tests import sites
 from tests.archives import big_day, place, week  # noqa: F401
 from tests.services import S3, PgBouncer, Postgres, Standby, Unavailable, Workspace, record
 
 # Django is configured once for the process, before any test module asks for its settings.
 _django = tempfile.TemporaryDirectory(prefix="parquet-analytics-django-")
-site.setup(site.sqlite(Path(_django.name) / "tests.sqlite3"))
+site.setup(site.sqlite(Path(_django.name) / "tests.sqlite3"), sites.APPS, **sites.SETTINGS)
 
 # Fixture to the server that it needs.
 SERVICES = {
     "postgres": "postgres",
     "database": "postgres",
+    "django_template": "postgres",
+    "site_database": "postgres",
     "embedded_postgres": "postgres",
     "standby": "postgres",
     "pgbouncer": "pgbouncer",
@@ -71,6 +74,21 @@ def database(postgres: Postgres) -> Iterator[str]:
     """The URL of an empty database of the test's own, with the tables of rtd_schema.sql."""
     url = postgres.create_database()
     yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def django_template(postgres: Postgres) -> str:
+    """The name of a database with the site's tables and the app's, from which tests get theirs."""
+    return sites.make_template(postgres)
+
+
+@pytest.fixture
+def site_database(postgres: Postgres, django_template: str) -> Iterator[str]:
+    """The URL of a Django site's database of the test's own, which is its `default` meanwhile."""
+    url = postgres.create_database(django_template)
+    with sites.databases(default=url):
+        yield url
     postgres.drop_database(url)
 
 

@@ -18,7 +18,7 @@ from parquet_analytics import ParquetAnalyticsExporter, SampleData
 from parquet_analytics.demo import site
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django.source import ModelSource, model_source
+from parquet_analytics.django.source import ModelSource, configured_source
 from parquet_analytics.exceptions import BadRow, ConfigurationError, SourceError
 
 DAY = datetime.date(2026, 7, 1)
@@ -137,7 +137,7 @@ def test_a_model_with_other_names_is_mapped(rows: int, tmp_path: Path) -> None:
         ({"project_slug": "url__slug"}, "follows 'slug' from no relation"),
         ({"full_path": "nowhere"}, "or None for a model without it"),
         ({"path": None}, "page views have to have it"),
-        ({"date": "at"}, "DateTimeField; date has to be a DateField"),
+        ({"date": "url"}, "CharField; date has to be a DateField"),
         ({"pathh": "url"}, "fields names pathh"),
     ],
 )
@@ -196,7 +196,7 @@ def test_without_a_source_djangos_settings_name_the_model(rows: int, tmp_path: P
     exporter = ParquetAnalyticsExporter(tmp_path.as_uri())
     assert exporter.export_daily_pageviews(DAY)["total_records"] == 1_000
     with override_settings(PARQUET_ANALYTICS={"MODEL": "analytics.Hit", "FIELDS": HIT_FIELDS}):
-        assert repr(model_source()) == "ModelSource(analytics.Hit, using='default')"
+        assert repr(configured_source()) == "ModelSource(analytics.Hit, using='default')"
     with (
         override_settings(PARQUET_ANALYTICS={"MODEL": "analytics.Nope"}),
         pytest.raises(ConfigurationError, match=r"analytics\.Nope.*PARQUET_ANALYTICS\['MODEL'\]"),

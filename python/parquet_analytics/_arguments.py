@@ -93,8 +93,9 @@ _SOURCES = (
 )
 
 
-def source_of(source: Any) -> Callable[[datetime.date], Any] | _native.PostgresSource:
-    """A PostgreSQL source, or a callable that gives an Arrow stream for a day."""
+def source_of(source: Any, day: str | None = None) -> Callable[[datetime.date], Any] | _native.PostgresSource:
+    """A PostgreSQL source, or a callable that gives an Arrow stream for a day. ``day`` is the one that will be asked
+    for, where that is known: what only the calling thread can see is read here."""
     if isinstance(source, _native.PostgresSource):
         return source
     if isinstance(source, str):
@@ -103,16 +104,35 @@ def source_of(source: Any) -> Callable[[datetime.date], Any] | _native.PostgresS
             raise ConfigurationError("the source is empty text; pass a PostgreSQL URL or key/value string")
         return _native.PostgresSource(source)
     if source is None or hasattr(source, "_meta") or (hasattr(source, "query") and hasattr(source, "model")):
-        from parquet_analytics.django.source import model_source
-
-        try:
-            return model_source(source)
-        except ModuleNotFoundError as missing:
-            if missing.name != "django":
-                raise
-            raise ConfigurationError(f"no source was given, and Django is not installed; pass {_SOURCES}") from None
+        return _of_django(source, None if day is None else datetime.date.fromisoformat(day))
     if hasattr(source, "__arrow_c_stream__"):
         return lambda _day: source
     if callable(source):
+        if hasattr(source, "alias") and hasattr(source, "mapping"):
+            return _of_django(source, None if day is None else datetime.date.fromisoformat(day))
         return source
     raise ConfigurationError(f"an object of type {type(source).__name__} is no source of page views; pass {_SOURCES}")
+
+
+def _of_django(source: Any, day: datetime.date | None) -> Callable[[datetime.date], Any] | _native.PostgresSource:
+    try:
+        from parquet_analytics.django.source import ModelSource, configured_source, source_for_caller
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.split(".")[0] != "django":
+            raise
+        raise ConfigurationError(
+            "no source was given, and Django is not installed (pip install 'parquet-analytics[django]'); "
+            f"pass {_SOURCES}"
+        ) from None
+    if source is None:
+        return configured_source(day)
+    return source_for_caller(source if isinstance(source, ModelSource) else ModelSource(source), day)
+
+
+def settings_prefix(storage: Any) -> str:
+    """The prefix where none was given: Django's PREFIX for Django's storage, else the default."""
+    if storage is None:
+        from parquet_analytics.django.conf import settings
+
+        return str(settings.PREFIX)
+    return "analytics/pageviews"

@@ -13,6 +13,7 @@ __all__ = [
     "CorruptFile",
     "DatabaseError",
     "DayHasNoRows",
+    "DayIsTaken",
     "DayNotStored",
     "DeletionRefused",
     "IdConflict",
@@ -143,6 +144,10 @@ class DeletionRefused(ParquetAnalyticsError):
 
 class CommitStateUnknown(StoreError):
     """A write may or may not have taken effect. Change nothing until that is known."""
+
+
+class DayIsTaken(ParquetAnalyticsError):
+    """Another run is at work on ``day``."""
 
 
 class QueryError(ParquetAnalyticsError):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from parquet_analytics import _native
-from parquet_analytics._arguments import Date, count, day_text, open_store, source_of, today
+from parquet_analytics._arguments import Date, count, day_text, open_store, settings_prefix, source_of, today
 from parquet_analytics._native import PostgresSource
 from parquet_analytics.exceptions import ConfigurationError, InvalidInput
 
@@ -30,6 +30,9 @@ class ParquetAnalyticsExporter:
     ``__arrow_c_stream__``, a callable that takes the day (:class:`datetime.date`) and returns one, a Django model
     or queryset, or ``None`` for the model in Django's settings.
 
+    ``prefix`` is the folder below the storage's location: by default ``analytics/pageviews``, or, for the storage in
+    Django's settings, ``PARQUET_ANALYTICS["PREFIX"]``.
+
     ``sort_memory`` bounds the bytes of rows held in memory; above it rows go to ``temp_dir`` (by default the
     system's temporary folder). Constructing does no I/O.
     """
@@ -39,7 +42,7 @@ class ParquetAnalyticsExporter:
         storage: Any = None,
         *,
         source: Any = None,
-        prefix: str = "analytics/pageviews",
+        prefix: str | None = None,
         storage_options: Mapping[str, str] | None = None,
         sort_memory: int = 512 * 1024 * 1024,
         temp_dir: str | os.PathLike[str] | None = None,
@@ -47,7 +50,7 @@ class ParquetAnalyticsExporter:
     ) -> None:
         self._store = open_store(storage, storage_options)
         self._source = source
-        self._prefix = _native.check_prefix(prefix)
+        self._prefix = _native.check_prefix(settings_prefix(storage) if prefix is None else prefix)
         self._settings: dict[str, Any] = {
             "sort_memory": count(sort_memory, "sort_memory"),
             "temp_dir": None if temp_dir is None else os.fspath(temp_dir),
@@ -58,6 +61,11 @@ class ParquetAnalyticsExporter:
 
     def __repr__(self) -> str:
         return f"ParquetAnalyticsExporter({self._store.url!r}, prefix={self._prefix!r})"
+
+    @property
+    def location(self) -> str:
+        """The URL of the folder below which all keys are, without credentials."""
+        return "/".join(part for part in (self._store.url.rstrip("/"), self._prefix) if part)
 
     def get_parquet_path(
         self, target_date: Date | None = None, organization: str | None = None, project: str | None = None
@@ -119,7 +127,7 @@ class ParquetAnalyticsExporter:
         if on_bad_row not in ("fail", "leave"):
             raise InvalidInput(f"on_bad_row is {on_bad_row!r:.80}; pass 'fail' or 'leave'")
         day = _target(target_date)
-        source = source_of(self._source)
+        source = source_of(self._source, day)
         organizations = _organizations(per_organization, source)
         if dry_run:
             return _native.plan_export(self._store, source, self._prefix, day, allow_open_day)
@@ -155,8 +163,9 @@ class ParquetAnalyticsExporter:
         """
         if against not in (None, "database"):
             raise InvalidInput(f"against is {against!r:.80}; pass 'database', or leave it out")
-        source = None if against is None else source_of(self._source)
-        return _native.verify_day(self._store, self._prefix, _target(target_date), source)
+        day = _target(target_date)
+        source = None if against is None else source_of(self._source, day)
+        return _native.verify_day(self._store, self._prefix, day, source)
 
     def delete_exported_pageviews(
         self,
@@ -234,10 +243,20 @@ class ParquetAnalyticsExporter:
             raise InvalidInput(f"database is {type(database).__name__}; pass a PostgreSQL URL or a PostgresSource")
         if database is not None and not isinstance(self._source, (str, PostgresSource)):
             return PostgresSource(database)
-        source = source_of(self._source)
+        if self._source is None and database is None:
+            source = _of_writable()
+        else:
+            source = source_of(self._source)
         if not isinstance(source, PostgresSource):
             raise ConfigurationError("rows are deleted from PostgreSQL alone; name it with database=")
         return source if database is None else source.at(database)
+
+
+def _of_writable() -> Any:
+    """The database that Django's settings say may be written to."""
+    from parquet_analytics.django.source import configured_source
+
+    return configured_source(write=True)
 
 
 def _target(value: Date | None) -> str:

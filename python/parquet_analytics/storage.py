@@ -105,16 +105,13 @@ def _unwrapped(storage: Any) -> Any:
 def _default_storage() -> Any:
     try:
         from django.conf import settings
-        from django.core.files.storage import InvalidStorageError, storages
     except ImportError:
         raise ConfigurationError(f"no storage was given, and Django is not installed; pass {_SUPPORTED}") from None
     if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
         raise ConfigurationError(f"no storage was given, and Django has no settings here; pass {_SUPPORTED}")
-    alias = getattr(settings, "PARQUET_ANALYTICS", {}).get("STORAGE") or "default"
-    try:
-        return storages[alias]
-    except InvalidStorageError as error:
-        raise ConfigurationError(f"Django's STORAGES has no usable storage {alias!r}: {error}") from error
+    from parquet_analytics.django.storage import configured_storage
+
+    return configured_storage()
 
 
 def _s3(storage: Any) -> Resolved:

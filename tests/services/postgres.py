@@ -140,12 +140,13 @@ class Postgres:
     def database_url(self, database: str, *, user: str = "postgres", host: str = "127.0.0.1") -> str:
         return f"postgresql://{user}:{self.password}@{host}:{self.port}/{database}"
 
-    def create_database(self) -> str:
-        """A fresh database with the schema of tests/rtd_schema.sql; returns its URL. Takes some 50 ms."""
+    def create_database(self, template: str = TEMPLATE) -> str:
+        """A fresh database like the template, by default with the schema of tests/rtd_schema.sql; returns its URL. Takes
+        some 50 ms."""
         name = f"test_{os.getpid()}_{next(self._numbers)}"
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(
-                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(TEMPLATE))
+                sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
             )
         return self.database_url(name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,14 +16,15 @@ from parquet_analytics.sample import SampleData
 APPS = [f"parquet_analytics.demo.{name}" for name in ("projects", "builds", "analytics")]
 
 
-def setup(database: dict[str, object]) -> None:
+def setup(database: dict[str, object], apps: Sequence[str] = (), **more: object) -> None:
     """Configures Django for this process. ``database`` is an entry of Django's DATABASES."""
     settings.configure(
-        INSTALLED_APPS=APPS,
+        INSTALLED_APPS=[*APPS, *apps],
         DATABASES={"default": database},
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         TIME_ZONE="UTC",
         USE_TZ=True,
+        **more,
     )
     django.setup()
 

@@ -1,1 +1,1 @@
-"""Page views that live in a Django model."""
+"""The Django app: put ``"parquet_analytics.django"`` into INSTALLED_APPS."""

@@ -1,39 +1,26 @@
-"""A Django model or queryset, on any database Django knows, as a source of page views.
+"""Page views out of Django: through the ORM from any database, or natively where it is PostgreSQL.
 
-Rows are read with the ORM in chunks. PostgreSQL has a faster way, :class:`parquet_analytics.PostgresSource`.
+Which model and columns those are is :mod:`parquet_analytics.django.mapping`'s business; which of the two ways is
+taken is decided here, anew for each run.
 """
 
 from __future__ import annotations
 
 import datetime
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
+from parquet_analytics import _native
+from parquet_analytics.django import days
+from parquet_analytics.django.conf import settings
+from parquet_analytics.django.mapping import FIELDS, PageViewMapping, configured
 from parquet_analytics.exceptions import BadRow, ConfigurationError
 
-__all__ = ["FIELDS", "ModelSource", "model_source"]
-
-FIELDS: Mapping[str, str] = {
-    "id": "pk",
-    "project_id": "project_id",
-    "project_slug": "project__slug",
-    "version_id": "version_id",
-    "version_slug": "version__slug",
-    "path": "path",
-    "full_path": "full_path",
-    "view_count": "view_count",
-    "date": "date",
-    "status": "status",
-}
-"""Where each column comes from in the model of Read the Docs, as lookups from the page-view model."""
-
-OPTIONAL = frozenset({"version_id", "version_slug", "full_path", "status"})
-
-DEFAULT_MODEL = "analytics.PageView"
+__all__ = ["FIELDS", "ModelSource", "configured_source", "read_alias", "source_for_caller", "write_alias"]
 
 # Wider than what is stored, so that a value out of range is refused further on with its row's id.
 _TYPES = {
@@ -50,42 +37,107 @@ _TYPES = {
 }
 
 
-def model_source(source: Any = None, *, fields: Mapping[str, str | None] | None = None) -> ModelSource:
-    """The source behind a model, manager or queryset, or behind the model that Django's settings name.
+def read_alias(mapping: PageViewMapping) -> str:
+    """The database that page views are read from: READ_DATABASE, or what the routers say."""
+    return _alias("READ_DATABASE", mapping)
 
-    Those are ``PARQUET_ANALYTICS["MODEL"]`` (default ``"analytics.PageView"``) and ``PARQUET_ANALYTICS["FIELDS"]``;
-    a ``READ_DATABASE`` there is the database that is read.
-    """
-    from django.apps import apps
-    from django.conf import settings
-    from django.core.exceptions import ImproperlyConfigured
 
-    if source is not None:
-        return ModelSource(source, fields=fields)
-    try:
-        given = getattr(settings, "PARQUET_ANALYTICS", {})
-        name = given.get("MODEL") or DEFAULT_MODEL
-        model = apps.get_model(name)
-    except ImproperlyConfigured as error:
-        raise ConfigurationError(f"no source was given, and Django has no settings here: {error}") from error
-    except (LookupError, ValueError) as error:
+def write_alias(mapping: PageViewMapping) -> str:
+    """The database that page views are deleted from and restored to: WRITE_DATABASE, or what the routers say."""
+    return _alias("WRITE_DATABASE", mapping)
+
+
+def _alias(key: str, mapping: PageViewMapping) -> str:
+    from django.db import connections, router
+
+    given = getattr(settings, key)
+    if given is None:
+        choose = router.db_for_read if key == "READ_DATABASE" else router.db_for_write
+        return str(choose(mapping.model))
+    if given not in connections:
         raise ConfigurationError(
-            f"Django has no model {name!r}; name the page views' model in PARQUET_ANALYTICS['MODEL']: {error}"
-        ) from error
-    return ModelSource(model, fields=fields or given.get("FIELDS"), using=given.get("READ_DATABASE"))
+            f"PARQUET_ANALYTICS[{key!r}] is {given!r}, and DATABASES has {', '.join(map(repr, connections))}"
+        )
+    return str(given)
+
+
+def configured_source(
+    day: datetime.date | None = None, *, write: bool = False
+) -> Callable[[datetime.date], Any] | _native.PostgresSource:
+    """The source that the settings describe: natively from PostgreSQL, else (another database, lookups that only
+    the ORM can follow, or a transaction of the caller that others cannot see into) through the ORM.
+
+    ``day`` is the one that will be asked for; without it a transaction of the caller is an error, since the ORM has
+    to read in the caller's thread, now.
+    """
+    from django.db import connections
+
+    mapping = configured()
+    alias = write_alias(mapping) if write else read_alias(mapping)
+    connection = connections[alias]
+    tables = mapping.native_tables()
+    if connection.vendor != "postgresql" or isinstance(tables, str) or _is_private(connection):
+        return source_for_caller(ModelSource(mapping, using=alias), day)
+    from parquet_analytics.django.postgres import connection_string, role
+
+    options: dict[str, Any] = {}
+    primary = write_alias(mapping)
+    if not write and primary != alias:
+        options["primary"] = connection_string(primary)
+    if not write and day is not None:
+        utc_end = datetime.datetime.combine(day, datetime.time.min, datetime.UTC) + datetime.timedelta(days=1)
+        grace = days.end_of(day) - utc_end + datetime.timedelta(minutes=settings.GRACE_MINUTES)
+        options["standby_grace"] = grace.total_seconds()
+        options.clear()
+    return _native.PostgresSource(
+        connection_string(alias),
+        table=tables.table,
+        projects_table=tables.projects_table,
+        versions_table=tables.versions_table,
+        columns={k: v for k, v in tables.columns.items() if not k.endswith("_key")},
+        **({"role": role(alias)} if role(alias) else {}),
+        **options,
+    )
+
+
+def source_for_caller(source: ModelSource, day: datetime.date | None) -> Callable[[datetime.date], Any]:
+    """The source itself, or the day's rows read now when only the caller's connection can see them.
+
+    An export reads in a thread, and so through a connection, of its own. What a transaction of the caller (such as a
+    ``TestCase``'s) has not committed, or a database in memory holds, would look like nothing there.
+    """
+    from django.db import connections
+
+    if not _is_private(connections[source.alias]):
+        return source
+    if day is None:
+        raise ConfigurationError(
+            f"the database {source.alias!r} is in a transaction that nobody else can see into; end it (atomic) before"
+        )
+    rows = source(day).read_all()
+    return lambda _day: rows
+
+
+def _is_private(connection: Any) -> bool:
+    """Whether another connection would see other rows than this one."""
+    if connection.in_atomic_block:
+        return True
+    in_memory: Callable[[], bool] = getattr(connection, "is_in_memory_db", lambda: False)
+    return connection.vendor == "sqlite" and in_memory()
 
 
 class ModelSource:
     """A callable that takes a day and returns its rows as a ``pyarrow.RecordBatchReader``, in flat memory.
 
-    ``source`` is a model, a manager or a queryset (which may filter, but not be sliced). ``fields`` says where a
-    column comes from when it differs from :data:`FIELDS`; ``None`` says that the model has no such thing, which
-    ``version_id``, ``version_slug``, ``full_path`` and ``status`` allow. ``using`` is the database's alias.
+    ``source`` is a model, a manager, a queryset (which may filter, but not be sliced) or a
+    :class:`~parquet_analytics.django.mapping.PageViewMapping`. ``fields`` says where a column comes from when it
+    differs from :data:`FIELDS`; ``None`` says that the model has no such thing, which ``version_id``,
+    ``version_slug``, ``full_path`` and ``status`` (200 then) allow. ``using`` is the database's alias.
 
-    Each call opens its own iterator and sees what the database's default isolation shows, also where the caller is in a
-    transaction: an export reads in a thread, and so through a connection, of its own.
+    Each call opens its own iterator and sees what the database's default isolation shows, in the calling thread's
+    connection.
 
-    :raises ConfigurationError: for a field that the model lacks, and a ``date`` that is no ``DateField``.
+    :raises ConfigurationError: for a field that the model lacks, and a ``date`` that is no date.
     """
 
     def __init__(
@@ -96,33 +148,42 @@ class ModelSource:
         using: str | None = None,
         chunk_size: int = 10_000,
     ) -> None:
-        self._queryset = _queryset(source)
+        if isinstance(source, PageViewMapping):
+            self.mapping = source
+            self._queryset = _queryset(source.model)
+        else:
+            self._queryset = _queryset(source)
+            self.mapping = PageViewMapping.of(self._queryset.model, fields)
         if using is not None:
             self._queryset = self._queryset.using(using)
-        self._model = self._queryset.model
-        self._lookups = _lookups(self._model, fields or {})
         self._chunk_size = chunk_size
 
+    @property
+    def alias(self) -> str:
+        """The database that is asked."""
+        return str(self._queryset.db)
+
     def __repr__(self) -> str:
-        return f"ModelSource({self._model._meta.label}, using={self._queryset.db!r})"
+        return f"ModelSource({self.mapping.model._meta.label}, using={self.alias!r})"
 
     def __call__(self, day: datetime.date) -> pa.RecordBatchReader:
-        schema = pa.schema([(column, _TYPES[column]) for column in self._lookups])
+        schema = pa.schema([(column, _TYPES[column]) for column in self.mapping.lookups])
         return pa.RecordBatchReader.from_batches(schema, self._batches(day, schema))
 
     def _batches(self, day: datetime.date, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         from django.db import connections
 
-        connection = connections[self._queryset.db]
+        connection = connections[self.alias]
         opened_here = connection.connection is None
         thread = threading.get_ident()
-        chosen = self._queryset.order_by().filter(**{self._lookups["date"]: day})
+        chosen = self._queryset.order_by().filter(**self.mapping.of_days(day, day))
         try:
-            rows = chosen.values_list(*self._lookups.values()).iterator(self._chunk_size)
+            rows = chosen.values_list(*self.mapping.lookups.values()).iterator(self._chunk_size)
             while chunk := list(islice(rows, self._chunk_size)):
-                columns = zip(*chunk, strict=True)
-                arrays = [_array(name, values, chunk) for name, values in zip(schema.names, columns, strict=True)]
-                yield pa.record_batch(arrays, schema=schema)
+                columns = dict(zip(schema.names, zip(*chunk, strict=True), strict=True))
+                if self.mapping.timestamps:
+                    columns["date"] = (day,) * len(chunk)
+                yield pa.record_batch([_array(name, columns[name], chunk) for name in schema.names], schema=schema)
         finally:
             # Connections belong to threads; that of an export's thread would be left open.
             if opened_here and threading.get_ident() == thread:
@@ -165,54 +226,3 @@ def _queryset(source: Any) -> Any:
             "pass it before slicing"
         )
     return source.all()
-
-
-def _lookups(model: Any, given: Mapping[str, str | None]) -> dict[str, str]:
-    """Column to lookup, in the columns' order, each looked up in the model."""
-    from django.db import models
-
-    unknown = sorted(set(given) - set(FIELDS))
-    if unknown:
-        raise ConfigurationError(f"fields names {', '.join(unknown)}; the columns are {', '.join(FIELDS)}")
-    lookups = {}
-    for column, default in FIELDS.items():
-        lookup = given.get(column, default)
-        if lookup is None:
-            if column not in OPTIONAL:
-                raise ConfigurationError(f"fields[{column!r}] is None, but page views have to have it")
-            continue
-        field = _field(model, column, lookup)
-        if column == "date" and (not isinstance(field, models.DateField) or isinstance(field, models.DateTimeField)):
-            raise ConfigurationError(
-                f"{model._meta.label}.{lookup} is a {type(field).__name__}; date has to be a DateField with the UTC day"
-            )
-        lookups[column] = lookup
-    return lookups
-
-
-def _field(model: Any, column: str, lookup: str) -> Any:
-    from django.core.exceptions import FieldDoesNotExist
-
-    current, field = model, None
-    for part in lookup.split("__"):
-        if current is None:
-            raise ConfigurationError(f"fields[{column!r}] is {lookup!r}, which follows {part!r} from no relation")
-        try:
-            field = current._meta.pk if part == "pk" else _by_name_or_column(current, part)
-        except FieldDoesNotExist:
-            raise ConfigurationError(
-                f"{current._meta.label} has no field {part!r}, from where {column} should come; name another in "
-                f"fields[{column!r}]" + (", or None for a model without it" if column in OPTIONAL else "")
-            ) from None
-        current = getattr(field, "related_model", None)
-    return field
-
-
-def _by_name_or_column(model: Any, name: str) -> Any:
-    """``project_id`` is no field's name, but the attribute of the field ``project``."""
-    from django.core.exceptions import FieldDoesNotExist
-
-    for field in model._meta.concrete_fields:
-        if name in (field.name, field.attname):
-            return field
-    raise FieldDoesNotExist(name)

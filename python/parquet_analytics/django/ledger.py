@@ -1,0 +1,176 @@
+"""Writes the ledger: takes and renews the lease of a day, and records what became of a run."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, router, transaction
+from django.db.models import QuerySet
+
+from parquet_analytics.django import days
+from parquet_analytics.django.models import Run
+from parquet_analytics.exceptions import (
+    CommitStateUnknown,
+    ConfigurationError,
+    CorruptFile,
+    DayIsTaken,
+    ParquetAnalyticsError,
+    VerificationFailed,
+)
+
+__all__ = ["LEASE", "Ledger", "killed_runs", "latest_verified", "runs"]
+
+LEASE = datetime.timedelta(seconds=90)
+"""How long a day stays taken after the last sign of life of the run that has it."""
+
+_RENEW_SECONDS = 20.0
+_KILLED_WITHIN = datetime.timedelta(hours=24)
+
+_log = logging.getLogger("parquet_analytics.django")
+
+
+def runs() -> QuerySet[Run]:
+    """The ledger's rows, in the database that is written to: a replica may not have the last ones."""
+    return Run.objects.using(router.db_for_write(Run))
+
+
+def latest_verified(location: str, since: datetime.date, until: datetime.date) -> dict[datetime.date, Run]:
+    """For each of these days that has been exported and verified, the last run that did."""
+    found = runs().filter(
+        kind=Run.Kind.EXPORT, state=Run.State.VERIFIED, location=location, day__gte=since, day__lte=until
+    )
+    return {run.day: run for run in found.order_by("id")}
+
+
+def killed_runs(kind: str, day: datetime.date, location: str) -> int:
+    """How many runs in a row have died on this day lately, without any that came to an end."""
+    count = 0
+    recent = runs().filter(kind=kind, day=day, location=location, started_at__gt=days.now() - _KILLED_WITHIN)
+    for state in recent.exclude(state=Run.State.RUNNING).order_by("-id").values_list("state", flat=True):
+        if state != Run.State.ABANDONED:
+            break
+        count += 1
+    return count
+
+
+class Ledger:
+    """One run's row. Entering takes the day's lease (:class:`DayIsTaken` when another run has it); ``renew`` is to be
+    called now and then; leaving gives it back, and records an exception that is on its way as the run's end."""
+
+    def __init__(self, kind: str, day: datetime.date, location: str, *, database: str = "", task_id: str = "") -> None:
+        self.run = Run(
+            kind=kind,
+            day=day,
+            location=location[:500],
+            database=database,
+            task_id=task_id or "",
+            worker=f"{socket.gethostname()}:{os.getpid()}"[:200],
+        )
+        self._lease = f"{day} {hashlib.sha256(location.encode()).hexdigest()[:32]}"
+        self._renewed = 0.0
+
+    def __enter__(self) -> Ledger:
+        for _ in range(5):
+            self._renewed = time.monotonic()
+            self.run.pk = None
+            self.run.started_at = days.now()
+            self.run.lease, self.run.lease_until = self._lease, days.now() + LEASE
+            alias = router.db_for_write(Run)
+            try:
+                with transaction.atomic(using=alias):
+                    self.run.save(using=alias, force_insert=True)
+            except IntegrityError:
+                self._take_over()
+            except DatabaseError as error:
+                raise _unreachable(error) from error
+            else:
+                return self
+        raise DayIsTaken(f"{self.run.day}: other runs keep taking this day", day=self.run.day, retryable=True)
+
+    def _take_over(self) -> None:
+        """Makes room if the run that has the day shows no sign of life."""
+        holder = runs().filter(lease=self._lease).first()
+        if holder is None or holder.lease_until is None:
+            return
+        if holder.lease_until > days.now():
+            raise DayIsTaken(
+                f"{holder.day}: another run ({holder.kind}, {holder.worker}, since {holder.started_at:%H:%M:%S} UTC) has "
+                f"this day; it is free at {holder.lease_until:%H:%M:%S} UTC unless that run goes on",
+                day=holder.day,
+                retryable=True,
+            )
+        gone = runs().filter(pk=holder.pk, lease=self._lease, lease_until=holder.lease_until)
+        if gone.update(
+            lease=None,
+            lease_until=None,
+            state=Run.State.ABANDONED,
+            finished_at=days.now(),
+            error="The process gave no more sign of life: killed, or its machine went away.",
+        ):
+            _log.warning("%s: run %s (%s) was abandoned by %s", holder.day, holder.pk, holder.kind, holder.worker)
+
+    def renew(self) -> None:
+        """Keeps the day for another while. :class:`DayIsTaken` when somebody else has it meanwhile."""
+        if time.monotonic() - self._renewed < _RENEW_SECONDS:
+            return
+        self._renewed = time.monotonic()
+        try:
+            kept = runs().filter(pk=self.run.pk, lease=self._lease).update(lease_until=days.now() + LEASE)
+        except DatabaseError:
+            # The ledger's database may be away for a moment; the run itself does not need it.
+            _log.warning("%s: the lease could not be renewed", self.run.day, exc_info=True)
+            connections[router.db_for_write(Run)].close_if_unusable_or_obsolete()
+            return
+        if not kept:
+            raise DayIsTaken(
+                f"{self.run.day}: another run has taken this day over, after this one gave no sign of life for "
+                f"{LEASE.seconds} seconds",
+                day=self.run.day,
+                retryable=True,
+            )
+
+    def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+        run = self.run
+        if error is not None:
+            self._failed(error)
+        run.finished_at, run.lease, run.lease_until = days.now(), None, None
+        fields = {
+            field.attname: getattr(run, field.attname) for field in Run._meta.concrete_fields if not field.primary_key
+        }
+        mine = runs().filter(pk=run.pk, lease=self._lease)
+        try:
+            mine.update(**fields)
+        except OperationalError:
+            # A connection that was cut while the export ran, with a pooler restarted say, is opened anew.
+            connection = connections[router.db_for_write(Run)]
+            if connection.in_atomic_block:
+                raise
+            connection.close()
+            mine.update(**fields)
+
+    def _failed(self, error: BaseException) -> None:
+        run = self.run
+        run.error = str(error)[:10_000] or type(error).__name__
+        run.error_type = type(error).__name__[:50]
+        run.retryable = bool(getattr(error, "retryable", False))
+        if isinstance(error, CommitStateUnknown):
+            run.state = Run.State.UNKNOWN
+        elif isinstance(error, (VerificationFailed, CorruptFile)):
+            run.state = Run.State.MISMATCH
+        else:
+            run.state = Run.State.FAILED
+        if isinstance(error, ParquetAnalyticsError):
+            run.key = run.key or error.key or ""
+            run.run_id = run.run_id or error.run_id or ""
+
+
+def _unreachable(error: DatabaseError) -> ParquetAnalyticsError:
+    if isinstance(error, OperationalError):
+        return ConfigurationError(f"the ledger's database cannot be written: {error}", retryable=True)
+    return ConfigurationError(f"the ledger has no table in its database; run manage.py migrate: {error}")

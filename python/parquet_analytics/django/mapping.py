@@ -1,0 +1,217 @@
+"""Which model holds the page views, and where each column comes from in it. Reads no rows and imports no pyarrow, so
+that system checks can use it."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from parquet_analytics.exceptions import ConfigurationError
+
+__all__ = ["FIELDS", "OPTIONAL", "NativeTables", "PageViewMapping", "configured"]
+
+FIELDS: Mapping[str, str] = {
+    "id": "pk",
+    "project_id": "project_id",
+    "project_slug": "project__slug",
+    "version_id": "version_id",
+    "version_slug": "version__slug",
+    "path": "path",
+    "full_path": "full_path",
+    "view_count": "view_count",
+    "date": "date",
+    "status": "status",
+}
+"""Where each column comes from in the model of Read the Docs, as lookups from the page-view model."""
+
+OPTIONAL = frozenset({"version_id", "version_slug", "full_path", "status"})
+
+
+class NativeTables(NamedTuple):
+    """Tables and columns by which PostgreSQL is read without the ORM."""
+
+    table: str
+    projects_table: str
+    versions_table: str | None
+    columns: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class PageViewMapping:
+    """A page-view model and, for each column that it has, the lookup.
+
+    :raises ConfigurationError: from :meth:`of`, for a field that the model lacks.
+    """
+
+    model: Any
+    lookups: dict[str, str]
+    timestamps: bool
+    """``date`` is a ``DateTimeField``, which is cut into UTC days."""
+
+    @classmethod
+    def of(cls, model: Any, fields: Mapping[str, str | None] | None = None) -> PageViewMapping:
+        from django.conf import settings
+        from django.db import models
+
+        given = dict(fields or {})
+        unknown = sorted(set(given) - set(FIELDS))
+        if unknown:
+            raise ConfigurationError(f"fields names {', '.join(unknown)}; the columns are {', '.join(FIELDS)}")
+        lookups = {}
+        timestamps = False
+        for column, default in FIELDS.items():
+            lookup = given.get(column, default)
+            if lookup is None:
+                if column not in OPTIONAL:
+                    raise ConfigurationError(f"fields[{column!r}] is None, but page views have to have it")
+                continue
+            field = _follow(model, column, lookup)[-1]
+            if column == "date":
+                if not isinstance(field, models.DateField):
+                    raise ConfigurationError(
+                        f"{model._meta.label}.{lookup} is a {type(field).__name__}; date has to be a DateField, or a "
+                        "DateTimeField, which is cut into UTC days"
+                    )
+                timestamps = isinstance(field, models.DateTimeField)
+                if timestamps and not settings.USE_TZ:
+                    raise ConfigurationError(
+                        f"{model._meta.label}.{lookup} is a DateTimeField, and USE_TZ is False, so its values belong "
+                        "to no time zone; set USE_TZ = True, or map a DateField"
+                    )
+            lookups[column] = lookup
+        return cls(model, lookups, timestamps)
+
+    def of_days(self, since: datetime.date, until: datetime.date) -> dict[str, Any]:
+        """Keyword arguments of ``filter`` for the rows of these days, both included."""
+        date = self.lookups["date"]
+        if not self.timestamps:
+            return {date: since} if since == until else {f"{date}__gte": since, f"{date}__lte": until}
+        end = until + datetime.timedelta(days=1)
+        return {f"{date}__gte": _midnight(since), f"{date}__lt": _midnight(end)}
+
+    def day_of(self, value: Any) -> datetime.date | None:
+        """The UTC day of a value of the model's date."""
+        if isinstance(value, datetime.datetime):
+            return value.astimezone(datetime.UTC).date()
+        return value
+
+    def earlier_than(self, day: datetime.date) -> dict[str, Any]:
+        """Keyword arguments of ``filter`` for the rows of days before this one."""
+        return {f"{self.lookups['date']}__lt": _midnight(day) if self.timestamps else day}
+
+    def later_than(self, day: datetime.date) -> dict[str, Any]:
+        """Keyword arguments of ``filter`` for the rows of days after this one."""
+        if self.timestamps:
+            return {f"{self.lookups['date']}__gte": _midnight(day + datetime.timedelta(days=1))}
+        return {f"{self.lookups['date']}__gt": day}
+
+    def field(self, column: str) -> Any:
+        """The model field that a column comes from, or ``None``."""
+        lookup = self.lookups.get(column)
+        return None if lookup is None else _follow(self.model, column, lookup)[-1]
+
+    @property
+    def project_model(self) -> Any:
+        """The model that the project's id refers to, or ``None`` when it is a plain number."""
+        return getattr(_follow(self.model, "project_id", self.lookups["project_id"])[-1], "related_model", None)
+
+    def native_tables(self) -> NativeTables | str:
+        """Tables and columns, or the reason why only the ORM can tell what these lookups mean."""
+        table = self.model._meta.db_table
+        if '"' in table:
+            return f"{self.model._meta.label} has quotes in its db_table"
+        columns: dict[str, str | None] = {}
+        for column in FIELDS:
+            if column.endswith("_slug"):
+                continue
+            field = self.field(column)
+            if field is None:
+                columns[column] = None
+                continue
+            if "__" in self.lookups[column] or field.model._meta.db_table != table:
+                return f"fields[{column!r}] is in another table than {table}"
+            if hasattr(field, "from_db_value"):
+                return f"{self.model._meta.label}.{field.name} converts what the database holds"
+            columns[column] = field.column
+        slugs: dict[str, str | None] = {"project": None, "version": None}
+        for what in slugs:
+            if what == "version" and not {"version_id", "version_slug"} & self.lookups.keys():
+                continue
+            relation, slug = self._slug(what)
+            if relation is None:
+                return f"{what}_slug is not a plain column of the table that {what}_id refers to"
+            slugs[what] = relation.related_model._meta.db_table
+            columns[f"{what}_key"] = relation.target_field.column
+            columns[f"{what}_slug"] = slug.column
+        return NativeTables(table, str(slugs["project"]), slugs["version"], columns)
+
+    def _slug(self, what: str) -> tuple[Any, Any]:
+        """The relation and the slug's field behind it, when that is all there is to follow."""
+        lookup = self.lookups.get(f"{what}_slug")
+        fields = [] if lookup is None else _follow(self.model, f"{what}_slug", lookup)
+        if len(fields) != 2 or fields[0] != self.field(f"{what}_id"):
+            return None, None
+        relation, slug = fields
+        table = relation.related_model._meta.db_table
+        if '"' in table or slug.model._meta.db_table != table or hasattr(slug, "from_db_value"):
+            return None, None
+        return relation, slug
+
+
+def configured() -> PageViewMapping:
+    """The model and fields of the settings.
+
+    :raises ConfigurationError: when there is no such model or field.
+    """
+    from django.apps import apps
+    from django.core.exceptions import ImproperlyConfigured
+
+    from parquet_analytics.django.conf import settings
+
+    try:
+        name = settings.MODEL
+        model = apps.get_model(name)
+        fields = settings.FIELDS
+    except ImproperlyConfigured as error:
+        raise ConfigurationError(f"no source was given, and Django has no settings here: {error}") from error
+    except (LookupError, ValueError) as error:
+        raise ConfigurationError(
+            f"Django has no model {name!r}; name the page views' model in PARQUET_ANALYTICS['MODEL']: {error}"
+        ) from error
+    return PageViewMapping.of(model, fields)
+
+
+def _midnight(day: datetime.date) -> datetime.datetime:
+    return datetime.datetime.combine(day, datetime.time.min, datetime.UTC)
+
+
+def _follow(model: Any, column: str, lookup: str) -> list[Any]:
+    """The fields along a lookup."""
+    from django.core.exceptions import FieldDoesNotExist
+
+    current, fields = model, []
+    for part in lookup.split("__"):
+        if current is None:
+            raise ConfigurationError(f"fields[{column!r}] is {lookup!r}, which follows {part!r} from no relation")
+        try:
+            field = current._meta.pk if part == "pk" else _by_name_or_column(current, part)
+        except FieldDoesNotExist:
+            raise ConfigurationError(
+                f"{current._meta.label} has no field {part!r}, from where {column} should come; name another in "
+                f"fields[{column!r}]" + (", or None for a model without it" if column in OPTIONAL else "")
+            ) from None
+        fields.append(field)
+        current = getattr(field, "related_model", None)
+    return fields
+
+
+def _by_name_or_column(model: Any, name: str) -> Any:
+    """``project_id`` is no field's name, but the attribute of the field ``project``."""
+    from django.core.exceptions import FieldDoesNotExist
+
+    for field in model._meta.concrete_fields:
+        if name in (field.name, field.attname):
+            return field
+    raise FieldDoesNotExist(name)

@@ -1,0 +1,29 @@
+"""Sent with ``send_robust``: a receiver that fails is logged and changes nothing.
+
+- ``run_finished``, ``run_failed``: ``run`` (:class:`~parquet_analytics.django.models.Run`); the latter also ``error``
+- ``late_rows_found``: ``day`` and ``run``, the verified export after which the table's rows changed
+- ``days_missing``: ``days``, a list of finished days that have rows in the table and no verified file
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from django.dispatch import Signal
+
+__all__ = ["days_missing", "late_rows_found", "run_failed", "run_finished", "tell"]
+
+run_finished = Signal()
+run_failed = Signal()
+late_rows_found = Signal()
+days_missing = Signal()
+
+_log = logging.getLogger("parquet_analytics.django")
+
+
+def tell(signal: Signal, **facts: Any) -> None:
+    """Sends a signal, and logs what its receivers raise."""
+    for receiver, answer in signal.send_robust(sender=None, **facts):
+        if isinstance(answer, Exception):
+            _log.error("a receiver of a signal failed: %r", receiver, exc_info=answer)

@@ -1,0 +1,136 @@
+"""A Django site with Read the Docs' models on a real PostgreSQL: its settings, its databases, its command line."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from django.core.management import CommandError, call_command
+from django.db import connections
+from django.test import override_settings
+from parquet_analytics import SampleData
+from parquet_analytics.demo import site
+
+from tests.services import Postgres
+
+APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "django_celery_beat",
+    "parquet_analytics.django",
+]
+
+SETTINGS: dict[str, Any] = {
+    "SECRET_KEY": "only for tests",
+    "ROOT_URLCONF": "tests.site_urls",
+    "MIDDLEWARE": [
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.messages.middleware.MessageMiddleware",
+    ],
+    "TEMPLATES": [
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "APP_DIRS": True,
+            "OPTIONS": {
+                "context_processors": [
+                    "django.template.context_processors.request",
+                    "django.contrib.auth.context_processors.auth",
+                    "django.contrib.messages.context_processors.messages",
+                ]
+            },
+        }
+    ],
+    "STATIC_URL": "static/",
+}
+
+DAY = datetime.date(2026, 7, 1)
+NEXT = DAY + datetime.timedelta(days=1)
+SAMPLE = SampleData(rows_per_day=400, projects=12, growth=0.0, weekly_rhythm=False)
+
+
+def make_template(postgres: Postgres) -> str:
+    """A database with the tables of every app, to make others from."""
+    url = postgres.create_database()
+    with databases(default=url):
+        # The tables of the site itself are there already, with Read the Docs' indexes.
+        for app in ("contenttypes", "auth", "admin", "sessions", "django_celery_beat", "parquet_analytics"):
+            call_command("migrate", app, verbosity=0)
+    return url.rsplit("/", 1)[1]
+
+
+@contextmanager
+def databases(**urls: str | dict[str, Any]) -> Iterator[None]:
+    """These are the site's databases meanwhile, by alias: URLs of PostgreSQL, or entries of DATABASES."""
+    given = {alias: site.postgresql(url) if isinstance(url, str) else url for alias, url in urls.items()}
+    before = dict(connections.settings)
+    _forget(before)
+    connections.settings.clear()
+    connections.settings.update(connections.configure_settings({"default": before["default"], **given}))
+    try:
+        yield
+    finally:
+        _forget(connections.settings)
+        connections.settings.clear()
+        connections.settings.update(before)
+
+
+def _forget(aliases: Any) -> None:
+    for alias in list(aliases):
+        if hasattr(connections._connections, alias):
+            connections[alias].close()
+            del connections[alias]
+
+
+@contextmanager
+def archive(storage: Path | dict[str, Any], **given: Any) -> Iterator[None]:
+    """The site's storage is this folder (or entry of STORAGES), and PARQUET_ANALYTICS has these keys."""
+    entry = (
+        {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(storage)}}
+        if isinstance(storage, Path)
+        else storage
+    )
+    others = {"default": {"BACKEND": "django.core.files.storage.FileSystemStorage"}}
+    with override_settings(STORAGES=others | {"analytics": entry}, PARQUET_ANALYTICS={"STORAGE": "analytics", **given}):
+        yield
+
+
+def insert(*days: datetime.date, sample: SampleData = SAMPLE) -> int:
+    return site.insert(sample, days or [DAY])
+
+
+def run(command: str, *arguments: str) -> tuple[int, str, str]:
+    """The exit code of a management command, and what it printed."""
+    out, err = io.StringIO(), io.StringIO()
+    code = 0
+    try:
+        call_command(command, *arguments, stdout=out, stderr=err)
+    except CommandError as error:
+        code = error.returncode
+        err.write(f"CommandError: {error}\n")
+    return code, out.getvalue(), err.getvalue()
+
+
+def export(*arguments: str) -> tuple[int, str, str]:
+    return run("export_pageviews_to_parquet", *arguments)
+
+
+def rows_in(url: str, day: datetime.date = DAY) -> int:
+    with psycopg.connect(url) as connection:
+        found = connection.execute("SELECT count(*) FROM analytics_pageview WHERE date = %s", [day]).fetchone()
+    assert found is not None
+    return int(found[0])
+
+
+def manage(*arguments: str) -> list[str]:
+    """A command line that runs a management command in a process of its own."""
+    return [sys.executable, "-m", "tests.sites_manage", *arguments]
