@@ -212,6 +212,7 @@ impl Export<'_> {
             file,
             source: summary.source,
             snapshot_time: summary.snapshot_time,
+            position: summary.position,
             merged,
             left: summary.left,
             project_copies,

@@ -39,6 +39,14 @@ impl Day {
             .unwrap_or(self)
     }
 
+    #[must_use]
+    pub fn plus_days(self, days: u64) -> Self {
+        self.0
+            .checked_add_days(Days::new(days))
+            .and_then(|date| Self::new(date).ok())
+            .unwrap_or(self)
+    }
+
     /// Days since 1970-01-01: the value of an Arrow `date32`.
     pub fn to_date32(self) -> i32 {
         self.0.signed_duration_since(NaiveDate::default()).num_days() as i32

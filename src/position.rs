@@ -85,7 +85,7 @@ const LOG_PAGE_HEADER: u64 = 24;
 
 /// The place where the next record will begin, after a page's header, as the place where the last one ended, which is what
 /// a standby tells.
-fn at_page_end(lsn: u64) -> u64 {
+pub fn at_page_end(lsn: u64) -> u64 {
     if lsn % LOG_PAGE == LOG_PAGE_HEADER {
         lsn - LOG_PAGE_HEADER
     } else {

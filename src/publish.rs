@@ -163,6 +163,13 @@ pub async fn heeds_conditions(store: &Store, prefix: &Prefix) -> Result<bool> {
     if let Some(known) = KNOWN.lock().get(store.id()) {
         return Ok(*known);
     }
+    let heeds = probe(store, prefix).await?;
+    KNOWN.lock().insert(store.id().to_owned(), heeds);
+    Ok(heeds)
+}
+
+/// Writes the probe object under conditions that a store has to refuse and says whether it did; then reads it.
+pub async fn probe(store: &Store, prefix: &Prefix) -> Result<bool> {
     let key = prefix.probe_key();
     let refused = async |write: Write| {
         let probe = Bytes::from_static(b"Whether this store heeds conditions on writes is tried here.\n");
@@ -175,7 +182,12 @@ pub async fn heeds_conditions(store: &Store, prefix: &Prefix) -> Result<bool> {
     // The first creation succeeds if nobody was here before.
     let create = refused(Write::Create).await? || refused(Write::Create).await?;
     let replace = refused(Write::Replace("\"00000000000000000000000000000000\"".to_owned())).await?;
-    let heeds = create && replace;
-    KNOWN.lock().insert(store.id().to_owned(), heeds);
-    Ok(heeds)
+    if !matches!(store.get(&key, Part::All, IfVersion::Any).await?, Got::Found(_)) {
+        return Err(Error::Store {
+            message: format!("{} was written, and is not there when it is read", store.url_of(&key)),
+            key: Some(key),
+            retryable: true,
+        });
+    }
+    Ok(create && replace)
 }

@@ -58,6 +58,7 @@ def export_day(
     leave_bad_rows: bool,
     accept_moved_database: bool,
     progress: Callable[[int, int | None], object] | None,
+    count_first: bool,
     sort_memory: int,
     temp_dir: str | None,
     row_group_rows: int,
@@ -88,6 +89,7 @@ class Store:
     def __new__(cls, url: str, options: Mapping[str, str], credentials: object | None = None) -> Store: ...
     @property
     def url(self) -> str: ...
+    def probe(self, prefix: str) -> bool: ...
 
 @final
 class PostgresSource:
@@ -100,6 +102,9 @@ class PostgresSource:
         projects_table: str | None = None,
         versions_table: str | None = ...,
         columns: Mapping[str, str | None] = ...,
+        role: str | None = None,
+        primary: str | None = None,
+        standby_grace: float = 0.0,
         statement_timeout: float = 1800.0,
         lock_timeout: float = 30.0,
     ) -> PostgresSource: ...

@@ -15,7 +15,8 @@ from parquet_analytics.exceptions import ConfigurationError, InvalidInput
 __all__ = ["ParquetAnalyticsExporter"]
 
 Progress = Callable[[int, int | None], object]
-"""Called with the rows read so far and, where known, the rows there are."""
+"""Called with the rows read so far and, where known, the rows there are: when that changes, and at least once a second.
+Where it has an attribute ``wants_total`` that is ``False``, PostgreSQL is spared counting the rows first."""
 
 
 class ParquetAnalyticsExporter:
@@ -67,6 +68,11 @@ class ParquetAnalyticsExporter:
         """The URL of the folder below which all keys are, without credentials."""
         return "/".join(part for part in (self._store.url.rstrip("/"), self._prefix) if part)
 
+    def probe(self) -> bool:
+        """Find out whether the store heeds conditions on writes, on which deletion depends. Writes and reads a small
+        object below ``_derived/``; :class:`PermissionDenied` and other :class:`StoreError` when it cannot."""
+        return self._store.probe(self._prefix)
+
     def get_parquet_path(
         self, target_date: Date | None = None, organization: str | None = None, project: str | None = None
     ) -> str:
@@ -99,10 +105,12 @@ class ParquetAnalyticsExporter:
         "unchanged"), ``total_records`` (rows of the file), ``total_views``, ``files`` ({key of the day's file: rows}),
         ``project_files`` and ``organization_files`` (numbers of copies), ``added``, ``changed`` and ``kept`` (rows new
         to the file, rows of which a copied column changed, stored rows that the source no longer has; with
-        ``discard_stored`` all rows count as added), ``left`` and
-        ``left_rows`` (see ``on_bad_row``), ``bytes``, ``sha256``, ``etag``, ``run_id``, ``source``, ``snapshot_time``
-        and ``verified``. A dry run writes nothing; it counts the rows (``total_records`` is ``None`` where only
-        reading them would tell), and its result has ``date``, ``dry_run``, ``total_records``, ``files`` and ``url``.
+        ``discard_stored`` all rows count as added), ``source_records`` and ``source_views`` (of the source alone),
+        ``left`` and ``left_rows`` (see ``on_bad_row``), ``bytes``, ``sha256``, ``etag``, ``run_id``, ``source``,
+        ``snapshot_time``, ``standby`` and ``position`` (whether the source is a standby, and where in its history the
+        snapshot was taken; ``None`` where that means nothing) and ``verified``. A dry run writes nothing;
+        it counts the rows (``total_records`` is ``None`` where only reading them would tell), and its result has
+        ``date``, ``dry_run``, ``total_records``, ``files`` and ``url``.
 
         A day that is stored already is merged by id: the source's rows win, rows that only the store has are kept. If
         others write the day at the same time, it is merged again. :class:`StaleSnapshot` when the source shows an
@@ -145,6 +153,7 @@ class ParquetAnalyticsExporter:
             leave_bad_rows=on_bad_row == "leave",
             accept_moved_database=accept_moved_database,
             progress=progress,
+            count_first=getattr(progress, "wants_total", True),
             **self._settings,
         )
 
@@ -243,10 +252,7 @@ class ParquetAnalyticsExporter:
             raise InvalidInput(f"database is {type(database).__name__}; pass a PostgreSQL URL or a PostgresSource")
         if database is not None and not isinstance(self._source, (str, PostgresSource)):
             return PostgresSource(database)
-        if self._source is None and database is None:
-            source = _of_writable()
-        else:
-            source = source_of(self._source)
+        source = _of_writable() if self._source is None and database is None else source_of(self._source)
         if not isinstance(source, PostgresSource):
             raise ConfigurationError("rows are deleted from PostgreSQL alone; name it with database=")
         return source if database is None else source.at(database)

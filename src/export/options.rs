@@ -8,6 +8,7 @@ use chrono::{DateTime, Utc};
 use crate::copies::CopyPlan;
 use crate::keys::{Day, Prefix};
 use crate::merge::Merged;
+use crate::position::Position;
 use crate::publish::LARGEST_FILE;
 use crate::sort::SortOptions;
 use crate::source::{BadRows, LeftRow};
@@ -119,6 +120,7 @@ pub struct Exported {
     pub file: Written,
     pub source: String,
     pub snapshot_time: DateTime<Utc>,
+    pub position: Option<Position>,
     pub merged: Merged,
     /// Rows with a value that does not fit, which stay in the source.
     pub left: Vec<LeftRow>,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::SecondsFormat;
 use pyo3::prelude::*;
@@ -72,8 +72,8 @@ pub fn plan_export<'py>(
 /// Exports a day and says what was written.
 #[pyfunction]
 #[pyo3(signature = (store, source, prefix, day, *, per_project, organizations, replace, discard_stored, allow_empty,
-                    allow_open_day, leave_bad_rows, accept_moved_database, progress, sort_memory, temp_dir,
-                    row_group_rows))]
+                    allow_open_day, leave_bad_rows, accept_moved_database, progress, count_first, sort_memory,
+                    temp_dir, row_group_rows))]
 #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 pub fn export_day<'py>(
     py: Python<'py>,
@@ -90,6 +90,7 @@ pub fn export_day<'py>(
     leave_bad_rows: bool,
     accept_moved_database: bool,
     progress: Option<Bound<'py, PyAny>>,
+    count_first: bool,
     sort_memory: usize,
     temp_dir: Option<PathBuf>,
     row_group_rows: usize,
@@ -120,28 +121,39 @@ pub fn export_day<'py>(
         row_group_rows,
         ..ExportOptions::default()
     };
-    let counter = if progress.is_some() {
+    let counter = if progress.is_some() && count_first {
         Progress::with_total()
     } else {
         Progress::default()
     };
-    let mut told = None;
-    let tell = |_: Python<'_>| -> PyResult<()> {
-        let now = counter.rows();
-        if let Some(progress) = &progress
-            && told != Some(now)
-        {
-            told = Some(now);
-            progress.call1(now)?;
-        }
-        Ok(())
-    };
+    let tell = teller(progress.as_ref(), || counter.rows());
     let raised = source.raised();
     let mut source = source.open()?;
     let cancel = Cancel::new();
     let work = || export::export(source.as_mut(), &store.inner, day, &options, &counter, &cancel);
     let exported = run(py, &cancel, work, tell).map_err(|error| raised.as_cause_of(py, error))?;
     describe(py, &exported)
+}
+
+/// How long a caller hears nothing while nothing changes.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// Calls `progress` with what `now` gives when that has changed, and at least once a second.
+fn teller<'py, T: PartialEq + Copy + pyo3::call::PyCallArgs<'py>>(
+    progress: Option<&Bound<'py, PyAny>>,
+    now: impl Fn() -> T,
+) -> impl FnMut(Python<'_>) -> PyResult<()> {
+    let mut told: Option<(T, Instant)> = None;
+    move |_| {
+        let now = now();
+        if let Some(progress) = progress
+            && told.is_none_or(|(told, when)| told != now || when.elapsed() >= SILENCE)
+        {
+            told = Some((now, Instant::now()));
+            progress.call1(now)?;
+        }
+        Ok(())
+    }
 }
 
 /// Bad rows and ids that are listed one by one.
@@ -163,7 +175,10 @@ fn describe<'py>(py: Python<'py>, exported: &Exported) -> PyResult<Bound<'py, Py
     result.set_item("organization_files", exported.organization_copies)?;
     result.set_item("added", exported.merged.added)?;
     result.set_item("changed", exported.merged.changed)?;
-    result.set_item("kept", exported.merged.kept.rows)?;
+    let kept = &exported.merged.kept;
+    result.set_item("kept", kept.rows)?;
+    result.set_item("source_records", rows - kept.rows)?;
+    result.set_item("source_views", views - kept.views)?;
     result.set_item("left", exported.left.len())?;
     result.set_item("left_rows", left_rows(py, &exported.left)?)?;
     result.set_item("bytes", exported.file.bytes)?;
@@ -175,6 +190,9 @@ fn describe<'py>(py: Python<'py>, exported: &Exported) -> PyResult<Bound<'py, Py
         "snapshot_time",
         exported.snapshot_time.to_rfc3339_opts(SecondsFormat::Micros, true),
     )?;
+    let position = exported.position.as_ref();
+    result.set_item("standby", position.map(|position| position.standby))?;
+    result.set_item("position", position.map(ToString::to_string))?;
     result.set_item("verified", true)?;
     Ok(result)
 }
@@ -285,17 +303,7 @@ pub fn delete_day<'py>(
         },
     };
     let counter = DeleteProgress::default();
-    let mut told = None;
-    let tell = |_: Python<'_>| -> PyResult<()> {
-        let now = counter.rows();
-        if let Some(progress) = &progress
-            && told != Some(now)
-        {
-            told = Some(now);
-            progress.call1(now)?;
-        }
-        Ok(())
-    };
+    let tell = teller(progress.as_ref(), || counter.rows());
     let source = source.source();
     let cancel = Cancel::new();
     let work = || delete::delete(&source, &store.inner, day, &options, &counter, &cancel);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use pyo3::prelude::*;
 use pyo3_arrow::PyRecordBatchReader;
 
@@ -38,6 +39,17 @@ fn time(name: &str, seconds: f64) -> Result<Duration> {
             "{name} is {seconds}; pass seconds, more than zero"
         ))),
     }
+}
+
+/// Days of a zone west of UTC end up to half a day later.
+fn grace(seconds: f64) -> Result<TimeDelta> {
+    let limit = 7.0 * 86_400.0;
+    if !(-limit..=limit).contains(&seconds) {
+        return Err(Error::configuration(format!(
+            "standby_grace is {seconds}; pass seconds, at most a week"
+        )));
+    }
+    Ok(TimeDelta::milliseconds((seconds * 1000.0) as i64))
 }
 
 impl PyPostgresSource {
@@ -89,17 +101,24 @@ impl PyPostgresSource {
                 "date" => ours.date = required()?,
                 "status" => ours.status = given,
                 "project_slug" => options.projects.slug = required()?,
+                "project_key" => options.projects.id = required()?,
                 "version_slug" => {
                     let slug = required()?;
                     if let Some(versions) = &mut options.versions {
                         versions.slug = slug;
                     }
                 }
+                "version_key" => {
+                    let key = required()?;
+                    if let Some(versions) = &mut options.versions {
+                        versions.id = key;
+                    }
+                }
                 _ => {
                     let shown: String = name.chars().take(60).collect();
                     return Err(Error::configuration(format!(
                         "columns names {shown:?}; choose from id, project_id, version_id, path, full_path, view_count, date, \
-                         status, project_slug and version_slug"
+                         status, project_key, project_slug, version_key and version_slug"
                     )));
                 }
             }
@@ -114,8 +133,8 @@ impl PyPostgresSource {
 impl PyPostgresSource {
     #[new]
     #[pyo3(signature = (url, *, schema = None, table = None, projects_table = None,
-                        versions_table = Some("builds_version"), columns = BTreeMap::new(),
-                        statement_timeout = 1800.0, lock_timeout = 30.0))]
+                        versions_table = Some("builds_version"), columns = BTreeMap::new(), role = None,
+                        primary = None, standby_grace = 0.0, statement_timeout = 1800.0, lock_timeout = 30.0))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
         url: Secret,
@@ -124,11 +143,18 @@ impl PyPostgresSource {
         projects_table: Option<&str>,
         versions_table: Option<&str>,
         columns: BTreeMap<String, Option<String>>,
+        role: Option<&str>,
+        primary: Option<Secret>,
+        standby_grace: f64,
         statement_timeout: f64,
         lock_timeout: f64,
     ) -> PyResult<Self> {
         let tables = [table, projects_table, versions_table];
-        let options = Self::options(&url.0, schema, tables, &columns, statement_timeout, lock_timeout).or_raise()?;
+        let mut options =
+            Self::options(&url.0, schema, tables, &columns, statement_timeout, lock_timeout).or_raise()?;
+        options.role = role.map(str::parse).transpose().or_raise()?;
+        options.primary = primary.map(|primary| primary.0.parse()).transpose().or_raise()?;
+        options.standby_grace = grace(standby_grace).or_raise()?;
         Ok(Self { options })
     }
 
@@ -145,6 +171,7 @@ impl PyPostgresSource {
     fn at(&self, url: Secret) -> PyResult<Self> {
         let mut options = self.options.clone();
         options.target = PostgresOptions::new(&url.0).or_raise()?.target;
+        options.primary = None;
         Ok(Self { options })
     }
 

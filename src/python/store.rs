@@ -8,9 +8,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use crate::error::Error;
+use crate::keys::Prefix;
+use crate::publish::probe;
+use crate::runtime::block_on;
 use crate::store::{Credentials, Keys, Store};
 
 use super::errors::{OrRaise, Secret};
+use super::run::run_quietly;
 
 /// A store by URL and options. Opening does no I/O.
 #[pyclass(frozen, name = "Store", module = "parquet_analytics._native")]
@@ -47,6 +51,12 @@ impl PyStore {
     #[getter]
     fn url(&self) -> &str {
         self.inner.url()
+    }
+
+    /// Whether the store heeds conditions on writes, found out anew. Writes and reads the probe object.
+    fn probe(&self, py: Python<'_>, prefix: &str) -> PyResult<bool> {
+        let prefix: Prefix = prefix.parse().or_raise()?;
+        run_quietly(py, |cancel| block_on(cancel, probe(&self.inner, &prefix)))
     }
 
     fn __repr__(&self) -> String {

@@ -141,8 +141,8 @@ class Postgres:
         return f"postgresql://{user}:{self.password}@{host}:{self.port}/{database}"
 
     def create_database(self, template: str = TEMPLATE) -> str:
-        """A fresh database like the template, by default with the schema of tests/rtd_schema.sql; returns its URL. Takes
-        some 50 ms."""
+        """A fresh database like the template, by default with the schema of tests/rtd_schema.sql; returns its URL.
+        Takes some 50 ms."""
         name = f"test_{os.getpid()}_{next(self._numbers)}"
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(

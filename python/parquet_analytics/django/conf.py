@@ -50,7 +50,13 @@ def _flag(value: Any) -> bool:
 
 
 def _at_least(least: float, kinds: type | tuple[type, ...] = int) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, kinds) and not isinstance(value, bool) and least <= value < 1_000_000
+    def fits(value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, kinds):
+            return False
+        number: Any = value
+        return bool(least <= number < 1_000_000)
+
+    return fits
 
 
 def _optional_number(value: Any) -> bool:

@@ -63,7 +63,7 @@ class Ledger:
     """One run's row. Entering takes the day's lease (:class:`DayIsTaken` when another run has it); ``renew`` is to be
     called now and then; leaving gives it back, and records an exception that is on its way as the run's end."""
 
-    def __init__(self, kind: str, day: datetime.date, location: str, *, database: str = "", task_id: str = "") -> None:
+    def __init__(self, kind: Any, day: datetime.date, location: str, *, database: str = "", task_id: str = "") -> None:
         self.run = Run(
             kind=kind,
             day=day,
@@ -100,8 +100,8 @@ class Ledger:
             return
         if holder.lease_until > days.now():
             raise DayIsTaken(
-                f"{holder.day}: another run ({holder.kind}, {holder.worker}, since {holder.started_at:%H:%M:%S} UTC) has "
-                f"this day; it is free at {holder.lease_until:%H:%M:%S} UTC unless that run goes on",
+                f"{holder.day}: another run ({holder.kind}, {holder.worker}, since {holder.started_at:%H:%M:%S} UTC) "
+                f"has this day; it is free at {holder.lease_until:%H:%M:%S} UTC unless that run goes on",
                 day=holder.day,
                 retryable=True,
             )

@@ -58,6 +58,7 @@ def export_day(
         if progress is not None:
             progress(done, total)
 
+    tick.wants_total = getattr(progress, "wants_total", progress is not None)  # type: ignore[attr-defined]
     run = ledger.run
     try:
         with ledger:
@@ -97,10 +98,10 @@ def _record(run: Run, result: dict[str, Any]) -> None:
     run.outcome = result["outcome"]
     run.etag, run.sha256, run.run_id = result["etag"], result["sha256"], result["run_id"]
     run.rows, run.views, run.bytes = result["total_records"], result["total_views"], result["bytes"]
-    run.source_rows, run.source_views = result.get("source_records"), result.get("source_views")
+    run.source_rows, run.source_views = result["source_records"], result["source_views"]
     run.added, run.changed, run.kept, run.left = (result[name] for name in ("added", "changed", "kept", "left"))
     run.source = result["source"][:500]
-    run.standby, run.position = result.get("standby"), result.get("position") or ""
+    run.standby, run.position = result["standby"], result["position"] or ""
 
 
 def delete_day(
@@ -202,9 +203,13 @@ def _changed(mapping: PageViewMapping, run: Run) -> bool:
 
     found = _rows(mapping).filter(**mapping.of_days(run.day, run.day))
     now = found.aggregate(rows=Count("pk"), views=Sum(mapping.lookups["view_count"]))
-    later = runs().filter(kind=Run.Kind.DELETE, day=run.day, location=run.location, id__gt=run.pk)
-    deleted = sum(number or 0 for number in later.values_list("deleted", flat=True))
-    if deleted or later.exists():
+    later = runs().filter(
+        day=run.day, location=run.location, id__gt=run.pk, kind__in=[Run.Kind.DELETE, Run.Kind.RESTORE]
+    )
+    last = later.order_by("-id").first()
+    if last is not None and last.kind == Run.Kind.RESTORE and last.state == Run.State.DONE:
+        return (now["rows"], now["views"] or 0) != (last.rows, last.views)
+    if last is not None:
         # A deletion that was broken off does not say how many rows it had deleted; those that are left were late.
         return bool(now["rows"])
     if run.left:

@@ -80,23 +80,20 @@ def configured_source(
         return source_for_caller(ModelSource(mapping, using=alias), day)
     from parquet_analytics.django.postgres import connection_string, role
 
-    options: dict[str, Any] = {}
     primary = write_alias(mapping)
-    if not write and primary != alias:
-        options["primary"] = connection_string(primary)
-    if not write and day is not None:
+    grace = datetime.timedelta(minutes=settings.GRACE_MINUTES)
+    if day is not None:
         utc_end = datetime.datetime.combine(day, datetime.time.min, datetime.UTC) + datetime.timedelta(days=1)
-        grace = days.end_of(day) - utc_end + datetime.timedelta(minutes=settings.GRACE_MINUTES)
-        options["standby_grace"] = grace.total_seconds()
-        options.clear()
+        grace += days.end_of(day) - utc_end
     return _native.PostgresSource(
         connection_string(alias),
         table=tables.table,
         projects_table=tables.projects_table,
         versions_table=tables.versions_table,
-        columns={k: v for k, v in tables.columns.items() if not k.endswith("_key")},
-        **({"role": role(alias)} if role(alias) else {}),
-        **options,
+        columns=tables.columns,
+        role=role(alias),
+        primary=None if write or primary == alias else connection_string(primary),
+        standby_grace=grace.total_seconds(),
     )
 
 

@@ -46,6 +46,7 @@ class Bar:
     def __init__(self, stream: Any, title: str, *, wanted: bool) -> None:
         self._stream = stream if wanted and hasattr(stream, "isatty") and stream.isatty() else None
         self._title = title
+        self.wants_total = self._stream is not None
         self._drawn = 0
 
     def __call__(self, done: int, total: int | None) -> None:

@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use chrono::TimeDelta;
+
 use super::target::Target;
 use crate::error::{Error, Result};
 
@@ -21,6 +23,12 @@ pub struct PostgresOptions {
     pub statement_timeout: Duration,
     /// The server gives up waiting for a lock (somebody alters the table) after this.
     pub lock_timeout: Duration,
+    /// The role that transactions run under, when it is not the user's own.
+    pub role: Option<Identifier>,
+    /// Where a standby gets its rows from; empty days, and an idle night, are confirmed there.
+    pub primary: Option<Target>,
+    /// How far beyond a day's end (UTC) a standby has to have replayed before the day is read.
+    pub standby_grace: TimeDelta,
 }
 
 impl PostgresOptions {
@@ -35,7 +43,28 @@ impl PostgresOptions {
             organizations: Organizations::default(),
             statement_timeout: Duration::from_secs(30 * 60),
             lock_timeout: Duration::from_secs(30),
+            role: None,
+            primary: None,
+            standby_grace: TimeDelta::zero(),
         })
+    }
+
+    /// Statements at the beginning of each transaction, of which none gives a row.
+    pub(super) fn session(&self) -> String {
+        let mut statements = String::new();
+        for (name, value) in &self.target.settings {
+            // SET takes a list such as search_path apart in its own way; this takes it as the server's options do.
+            let call = format!(
+                "BEGIN PERFORM set_config({}, {}, true); END",
+                literal(name),
+                literal(value)
+            );
+            statements += &format!("DO {};", literal(&call));
+        }
+        if let Some(role) = &self.role {
+            statements += &format!("SET LOCAL ROLE {role};");
+        }
+        statements
     }
 }
 

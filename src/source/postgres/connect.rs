@@ -11,7 +11,7 @@ use super::config::{PostgresOptions, Table};
 use super::target::Target;
 use super::tls;
 use crate::error::{Error, Result};
-use crate::position::{Position, parse_lsn};
+use crate::position::{Position, at_page_end, parse_lsn};
 
 /// How much longer than `statement_timeout` to wait for the server to say so.
 const GRACE: Duration = Duration::from_secs(60);
@@ -59,9 +59,17 @@ pub struct Snapshot<'a> {
     standby: bool,
     /// The end of the log that a standby had replayed before the snapshot.
     replayed: String,
+    /// A time up to which a standby is known to have replayed everything.
+    replayed_until: Option<DateTime<Utc>>,
     /// The function that tells the cluster's identifier may be called.
     may_identify: bool,
 }
+
+/// Times up to which a standby has replayed: that of the last transaction, and, since an idle primary has none, when the
+/// primary last said that there is no more. Who may not see the latter gets NULL.
+const REPLAYED_TIMES: &str = "(extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::bigint::text,
+    (SELECT (extract(epoch FROM last_msg_send_time) * 1000000)::bigint::text FROM pg_stat_wal_receiver
+     WHERE status = 'streaming' AND latest_end_lsn <= pg_last_wal_replay_lsn())";
 
 /// The standby's end of the replayed log, the primary's end of the written one.
 const END_OF_LOG: &str =
@@ -78,6 +86,7 @@ impl<'a> Snapshot<'a> {
             options,
             standby: false,
             replayed: String::new(),
+            replayed_until: None,
             may_identify: false,
         };
         let name = table.map_or_else(|| "NULL".to_owned(), Table::literal);
@@ -90,7 +99,10 @@ impl<'a> Snapshot<'a> {
                      FROM pg_class WHERE oid = to_regclass({name}))::text,
                     has_function_privilege('pg_control_system()', 'EXECUTE')::text"
         );
-        let rows = snapshot.query("looking at the server", &sql).await?;
+        let rows = snapshot
+            .session
+            .query_as(options, "looking at the server", &sql)
+            .await?;
         let is = |column| is_true(&rows, column);
         snapshot.may_identify = is(3)?;
 
@@ -98,13 +110,15 @@ impl<'a> Snapshot<'a> {
         // known before the snapshot, and is of no use about another server.
         let mut begin = format!(
             "BEGIN READ ONLY;
-             SELECT pg_is_in_recovery()::text, {END_OF_LOG}::text;
+             SELECT pg_is_in_recovery()::text, {END_OF_LOG}::text, {REPLAYED_TIMES};
              COMMIT;
              BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
+             {session}
              SET LOCAL statement_timeout = {};
              SET LOCAL lock_timeout = {};",
             milliseconds(options.statement_timeout),
-            milliseconds(options.lock_timeout)
+            milliseconds(options.lock_timeout),
+            session = options.session(),
         );
         if is(0)? {
             // The server notices an export that has gone away.
@@ -117,6 +131,11 @@ impl<'a> Snapshot<'a> {
         let began = snapshot.query("beginning a transaction", &begin).await?;
         snapshot.standby = is_true(&began, 0)?;
         snapshot.replayed = said(&began, 1)?;
+        snapshot.replayed_until = [2, 3]
+            .into_iter()
+            .filter_map(|column| began.first().and_then(|row| text(row, column).ok()?))
+            .filter_map(|micros| DateTime::from_timestamp_micros(micros.parse().ok()?))
+            .max();
         if let Some(table) = table.filter(|_| is(2).unwrap_or_default()) {
             let lock = format!("LOCK TABLE {table} IN ACCESS SHARE MODE");
             snapshot.query("waiting for the table", &lock).await?;
@@ -133,6 +152,37 @@ impl<'a> Snapshot<'a> {
             .ok()
             .and_then(DateTime::from_timestamp_micros)
             .ok_or_else(|| Error::internal("the database's clock is out of range"))
+    }
+
+    pub fn is_standby(&self) -> bool {
+        self.standby
+    }
+
+    /// Whether a standby is known to have replayed everything until then.
+    pub fn replayed_until(&self, time: DateTime<Utc>) -> bool {
+        self.replayed_until.is_some_and(|until| until >= time)
+    }
+
+    /// For messages: how far a standby is known to have replayed.
+    pub fn replayed_shown(&self) -> String {
+        self.replayed_until.map_or_else(
+            || "an unknown time".to_owned(),
+            |until| until.to_rfc3339_opts(chrono::SecondsFormat::Secs, true),
+        )
+    }
+
+    /// The end of the log that a standby had replayed before the snapshot.
+    pub fn replayed_lsn(&self) -> Result<u64> {
+        lsn(&self.replayed)
+    }
+
+    /// The end of a primary's log, and its clock.
+    pub async fn end_of_log(&mut self) -> Result<(u64, DateTime<Utc>)> {
+        let sql = format!("SELECT {END_OF_LOG}::text, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint::text");
+        let rows = self.query("asking for the end of the log", &sql).await?;
+        let time = said(&rows, 1)?.parse().ok().and_then(DateTime::from_timestamp_micros);
+        let time = time.ok_or_else(|| Error::internal("the database's clock is out of range"))?;
+        Ok((at_page_end(lsn(&said(&rows, 0)?)?), time))
     }
 
     /// Where in the database's history the snapshot was taken.
@@ -152,7 +202,6 @@ impl<'a> Snapshot<'a> {
                 retryable: true,
             });
         }
-        let lsn = |text: &str| parse_lsn(text).ok_or_else(|| Error::internal("the end of the log is no place in it"));
         let (before, after) = (lsn(&self.replayed)?, lsn(&said(&rows, 3)?)?);
         Position::new(said(&rows, 0)?, self.standby, &said(&rows, 2)?, before, after)
     }
@@ -172,6 +221,10 @@ impl<'a> Snapshot<'a> {
     }
 }
 
+fn lsn(text: &str) -> Result<u64> {
+    parse_lsn(text).ok_or_else(|| Error::internal("the end of the log is no place in it"))
+}
+
 impl<'a> Session<'a> {
     pub async fn connect(options: &'a PostgresOptions) -> Result<Session<'a>> {
         let connection = connect(&options.target).await?;
@@ -186,6 +239,16 @@ impl<'a> Session<'a> {
             rows.await.map_err(|error| failed(target, doing, error))
         })
         .await
+    }
+
+    /// Runs a query in a short transaction of its own, with the settings and the role of all transactions.
+    pub async fn query_as(&mut self, options: &PostgresOptions, doing: &str, sql: &str) -> Result<Vec<PgRow>> {
+        let session = options.session();
+        if session.is_empty() {
+            return self.query(doing, sql).await;
+        }
+        self.query(doing, &format!("BEGIN READ ONLY; {session} {sql}; COMMIT"))
+            .await
     }
 
     /// Runs a statement and says how many rows it changed.

@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 
 use super::connect::{LOCKING, Session, identity, is_true, milliseconds, said};
 use super::copy::Decoder;
-use super::{PostgresSource, number, unique_ids};
+use super::{Dates, PostgresSource, number, unique_ids};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::source::BadRows;
@@ -20,6 +20,7 @@ pub struct Deleter<'a> {
     /// The cluster's system identifier and the database's oid.
     pub database: String,
     begin: String,
+    dates: Dates,
 }
 
 /// How long a batch may hold its locks, and wait for others'.
@@ -65,18 +66,22 @@ impl<'a> Deleter<'a> {
         }
         let mut begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
+             {session}
              SET LOCAL statement_timeout = {0};
              SET LOCAL lock_timeout = {1};
              SET LOCAL idle_in_transaction_session_timeout = {0};",
             milliseconds(limits.statement),
-            milliseconds(limits.lock)
+            milliseconds(limits.lock),
+            session = options.session(),
         );
         if is_true(&rows, 3)? {
             begin += "SET LOCAL client_encoding = 'SQL_ASCII';";
         }
         let sql = format!("SELECT {}", identity(is_true(&rows, 2)?));
         let database = said(&session.query("identifying the database", &sql).await?, 0)?;
-        let unique = session.query("looking at the indexes", &unique_ids(options)).await?;
+        let dates = source.dates().await?;
+        let unique = unique_ids(options);
+        let unique = session.query_as(options, "looking at the indexes", &unique).await?;
         if !is_true(&unique, 0)? {
             return Err(Error::refused(format!(
                 "no unique index makes sure that a {} is there once in {}; rows are deleted by it, so create one first",
@@ -89,6 +94,7 @@ impl<'a> Deleter<'a> {
             session,
             database,
             begin,
+            dates,
         })
     }
 
@@ -101,7 +107,7 @@ impl<'a> Deleter<'a> {
         decide: &mut (dyn FnMut(&RecordBatch) -> Result<Vec<i64>> + Send),
     ) -> Result<Batch> {
         reached(day, Step::DeleteLocking);
-        let of_day = self.source.of_day(day);
+        let of_day = self.source.of_day(day, self.dates);
         let id = &self.source.options.columns.id;
         let among = |ids: &[i64]| {
             let ids: Vec<String> = ids.iter().map(i64::to_string).collect();

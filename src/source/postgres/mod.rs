@@ -5,6 +5,7 @@ pub mod config;
 pub mod connect;
 pub mod copy;
 pub mod deletion;
+mod standby;
 pub mod target;
 mod tls;
 
@@ -97,11 +98,11 @@ impl PostgresSource {
         .collect()
     }
 
-    async fn check_tables(&self, snapshot: &mut Snapshot<'_>) -> Result<()> {
+    async fn check_tables(&self, snapshot: &mut Snapshot<'_>) -> Result<Dates> {
         let columns = &self.options.columns;
         let wanted = self.copied().into_iter().chain([(schema::DATE, &columns.date)]);
         let wanted = wanted.map(|(name, column)| (column, accepted(name)));
-        check_table(snapshot, &self.options.table, wanted.collect()).await?;
+        let types = check_table(snapshot, &self.options.table, wanted.collect()).await?;
         for table in [Some(&self.options.projects), self.options.versions.as_ref()]
             .into_iter()
             .flatten()
@@ -113,15 +114,32 @@ impl PostgresSource {
             )
             .await?;
         }
-        Ok(())
+        let of_date = types.get(columns.date.as_str()).map(String::as_str);
+        Ok(if of_date == Some(TIMESTAMP) {
+            Dates::Times
+        } else {
+            Dates::Days
+        })
+    }
+
+    /// What the date column holds.
+    async fn dates(&self) -> Result<Dates> {
+        let mut snapshot = Snapshot::begin(&self.options, None).await?;
+        let dates = self.check_tables(&mut snapshot).await?;
+        snapshot.commit().await?;
+        Ok(dates)
     }
 
     /// `FROM table WHERE date = day`.
-    fn of_day(&self, day: Day) -> String {
-        format!(
-            "FROM {} WHERE {} = '{day}'",
-            self.options.table, self.options.columns.date
-        )
+    fn of_day(&self, day: Day, dates: Dates) -> String {
+        let (table, date) = (&self.options.table, &self.options.columns.date);
+        match dates {
+            Dates::Days => format!("FROM {table} WHERE {date} = '{day}'"),
+            Dates::Times => format!(
+                "FROM {table} WHERE {date} >= '{day} 00:00:00+00' AND {date} < '{} 00:00:00+00'",
+                day.plus_days(1)
+            ),
+        }
     }
 
     /// The names of the columns to copy, for a query.
@@ -137,13 +155,13 @@ impl PostgresSource {
         sink: &mut Sink<'_>,
         cancel: &Cancel,
     ) -> Result<Summary> {
-        let mut snapshot = Snapshot::begin(&self.options, Some(&self.options.table)).await?;
+        let mut snapshot = standby::begin(&self.options, day).await?;
         let snapshot_time = snapshot.time().await?;
-        self.check_tables(&mut snapshot).await?;
+        let dates = self.check_tables(&mut snapshot).await?;
         let sql = format!(
             "COPY (SELECT {} {}) TO STDOUT (FORMAT binary)",
             self.column_list(),
-            self.of_day(day)
+            self.of_day(day, dates)
         );
         let mut decoder = Decoder::new(self.layout(), bad_rows);
         let mut checked = |batch| {
@@ -165,9 +183,13 @@ impl PostgresSource {
                 ));
             }
         };
-        let counted = self.count_snapshot(&mut snapshot, day, decoder.left()).await?;
+        let of_day = self.of_day(day, dates);
+        let counted = self.count_snapshot(&mut snapshot, of_day, decoder.left()).await?;
         let earlier_rows = if counted.rows == 0 {
-            Some(self.has_earlier_rows(&mut snapshot, day).await?)
+            if decoder.left().is_empty() && snapshot.is_standby() {
+                self.confirm_empty(day).await?;
+            }
+            Some(self.has_earlier_rows(&mut snapshot, day, dates).await?)
         } else {
             None
         };
@@ -186,10 +208,10 @@ impl PostgresSource {
     }
 
     /// What the day's rows add up to, without those that were left, computed by the database.
-    async fn count_snapshot(&self, snapshot: &mut Snapshot<'_>, day: Day, left: &[LeftRow]) -> Result<Tally> {
+    async fn count_snapshot(&self, snapshot: &mut Snapshot<'_>, of_day: String, left: &[LeftRow]) -> Result<Tally> {
         let columns = &self.options.columns;
         let id = &columns.id;
-        let mut filter = self.of_day(day);
+        let mut filter = of_day;
         if !left.is_empty() {
             let ids: Vec<String> = left.iter().map(|row| row.id.to_string()).collect();
             filter += &format!(" AND {id} <> ALL('{{{}}}'::bigint[])", ids.join(","));
@@ -227,11 +249,51 @@ impl PostgresSource {
         is_true(&snapshot.query("looking at the indexes", &sql).await?, 0)
     }
 
-    async fn has_earlier_rows(&self, snapshot: &mut Snapshot<'_>, day: Day) -> Result<bool> {
+    async fn has_earlier_rows(&self, snapshot: &mut Snapshot<'_>, day: Day, dates: Dates) -> Result<bool> {
         let (table, date) = (&self.options.table, &self.options.columns.date);
+        let begins = match dates {
+            Dates::Days => day.to_string(),
+            Dates::Times => format!("{day} 00:00:00+00"),
+        };
         let sql =
-            format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE {date} < '{day}' AND {date} > '-infinity')::text");
+            format!("SELECT EXISTS (SELECT 1 FROM {table} WHERE {date} < '{begins}' AND {date} > '-infinity')::text");
         is_true(&snapshot.query("looking for an earlier day", &sql).await?, 0)
+    }
+}
+
+impl PostgresSource {
+    /// Rows of a day, in a snapshot of its own.
+    async fn count_rows(&self, day: Day) -> Result<u64> {
+        let mut snapshot = Snapshot::begin(&self.options, Some(&self.options.table)).await?;
+        let dates = self.check_tables(&mut snapshot).await?;
+        let sql = format!("SELECT count(*)::text {}", self.of_day(day, dates));
+        let count = number(
+            snapshot
+                .query("counting the rows", &sql)
+                .await?
+                .first()
+                .ok_or_else(|| Error::internal("the database did not count"))?,
+            0,
+        )?;
+        snapshot.commit().await?;
+        Ok(count)
+    }
+
+    /// A standby without rows of a day may have lost touch: the primary has to have none either.
+    async fn confirm_empty(&self, day: Day) -> Result<()> {
+        let Some(options) = standby::of_primary(&self.options) else {
+            return Ok(());
+        };
+        let rows = Self::new(options).count_rows(day).await?;
+        if rows == 0 {
+            return Ok(());
+        }
+        Err(Error::Stale {
+            message: format!(
+                "the standby {} has no rows of this day, and its primary has {rows}; try again when the standby has them",
+                self.server()
+            ),
+        })
     }
 }
 
@@ -241,15 +303,7 @@ impl Source for PostgresSource {
     }
 
     fn count(&mut self, day: Day, cancel: &Cancel) -> Result<Option<u64>> {
-        block_on(cancel, async {
-            let mut snapshot = Snapshot::begin(&self.options, Some(&self.options.table)).await?;
-            self.check_tables(&mut snapshot).await?;
-            let sql = format!("SELECT count(*)::text {}", self.of_day(day));
-            let rows = snapshot.query("counting the rows", &sql).await?;
-            let count = rows.first().map(|row| number(row, 0)).transpose()?;
-            snapshot.commit().await?;
-            Ok(count)
-        })
+        block_on(cancel, self.count_rows(day)).map(Some)
     }
 }
 
@@ -276,19 +330,32 @@ fn number<T: FromStr>(row: &PgRow, column: usize) -> Result<T> {
         .ok_or_else(|| Error::internal("the database's count of the rows is no number, or too large"))
 }
 
+/// What the date column holds: days, or times that are cut into UTC days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dates {
+    Days,
+    Times,
+}
+
+const TIMESTAMP: &str = "timestamp with time zone";
 const INTEGERS: &[&str] = &["smallint", "integer", "bigint"];
 const TEXTS: &[&str] = &["text", "character varying", "citext"];
 
 fn accepted(name: &str) -> &'static [&'static str] {
     match name {
         schema::PATH | schema::FULL_PATH => TEXTS,
-        schema::DATE => &["date"],
+        schema::DATE => &["date", TIMESTAMP],
         _ => INTEGERS,
     }
 }
 
 /// Names the table or the column that is missing or has a type that cannot be copied exactly.
-async fn check_table(snapshot: &mut Snapshot<'_>, table: &Table, wanted: Vec<(&Identifier, &[&str])>) -> Result<()> {
+/// Gives the columns' types.
+async fn check_table(
+    snapshot: &mut Snapshot<'_>,
+    table: &Table,
+    wanted: Vec<(&Identifier, &[&str])>,
+) -> Result<HashMap<String, String>> {
     // A domain stands for the type below it; citext may live in any schema.
     let sql = format!(
         "SELECT a.attname::text, (
@@ -327,16 +394,21 @@ async fn check_table(snapshot: &mut Snapshot<'_>, table: &Table, wanted: Vec<(&I
             });
         };
         if !accepted.contains(&kind.as_str()) {
+            let why = if kind == "timestamp without time zone" && accepted.contains(&TIMESTAMP) {
+                " (without a time zone it cannot be told to which UTC day a row belongs)"
+            } else {
+                ""
+            };
             return Err(Error::SourceSchema {
                 column: Some(name.to_owned()),
                 message: format!(
-                    "the column {name} of {shown} is of type {kind}; it has to be {}",
+                    "the column {name} of {shown} is of type {kind}; it has to be {}{why}",
                     accepted.join(" or ")
                 ),
             });
         }
     }
-    Ok(())
+    Ok(types)
 }
 
 /// The slugs of these ids, and no others.

@@ -23,6 +23,8 @@ pub struct Target {
     /// With the TLS settings in sqlx's terms, which are no weaker than asked for.
     pub(crate) options: PgConnectOptions,
     pub(super) connect_timeout: Duration,
+    /// Settings of the server for each transaction, by name.
+    pub(super) settings: Vec<(String, String)>,
     /// `None` leaves TLS, without a check of the certificate, to sqlx.
     pub(super) verify: Option<Verify>,
 }
@@ -261,6 +263,7 @@ struct Settings {
     key: Option<String>,
     application_name: Option<String>,
     connect_timeout: Option<Duration>,
+    server: Vec<(String, String)>,
 }
 
 fn refuse<T>(name: &str, why: &str) -> Result<T> {
@@ -392,12 +395,7 @@ fn settle(given: Parameters) -> Result<Settings> {
             "sslcompression" if value == "0" => {}
             "load_balance_hosts" if value == "disable" => {}
             "client_encoding" if ["utf8", "utf-8", "auto"].contains(&value.to_ascii_lowercase().as_str()) => {}
-            "options" => {
-                return refuse(
-                    "options",
-                    "startup options are not supported (poolers refuse them); ALTER ROLE ... SET does the same",
-                );
-            }
+            "options" => settings.server = server_settings(&value)?,
             "passfile" => return refuse("passfile", "set the variable PGPASSFILE, or use ~/.pgpass"),
             _ => {
                 // A password that was not quoted can end up in a name's place.
@@ -454,8 +452,55 @@ fn build(given: Parameters) -> Result<Target> {
             .extra_float_digits(None)
             .application_name(name.unwrap_or("parquet-analytics")),
         connect_timeout: settings.connect_timeout.unwrap_or(Duration::from_secs(10)),
+        settings: settings.server,
         verify,
     })
+}
+
+/// The settings in `options`, which go to the server with each transaction: a pooler would refuse them at the start.
+fn server_settings(options: &str) -> Result<Vec<(String, String)>> {
+    let unsupported = || {
+        refuse(
+            "options",
+            "only settings (-c name=value) are supported in it, with plain names; ALTER ROLE ... SET does the same",
+        )
+    };
+    let mut settings = Vec::new();
+    let mut words = words(options).into_iter();
+    while let Some(word) = words.next() {
+        let setting = if word == "-c" {
+            words.next()
+        } else {
+            word.strip_prefix("-c").or(word.strip_prefix("--")).map(str::to_owned)
+        };
+        let Some((name, value)) = setting.as_deref().and_then(|setting| setting.split_once('=')) else {
+            return unsupported();
+        };
+        // As the server does with them.
+        let name = name.replace('-', "_");
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        if name.is_empty() || !name.chars().all(plain) {
+            return unsupported();
+        }
+        settings.push((name, value.to_owned()));
+    }
+    Ok(settings)
+}
+
+/// Words apart by white space that no backslash precedes.
+fn words(text: &str) -> Vec<String> {
+    let (mut words, mut word) = (Vec::new(), None::<String>);
+    let mut characters = text.chars();
+    while let Some(c) = characters.next() {
+        if c.is_ascii_whitespace() {
+            words.extend(word.take());
+            continue;
+        }
+        let literal = if c == '\\' { characters.next() } else { Some(c) };
+        word.get_or_insert_default().extend(literal);
+    }
+    words.extend(word);
+    words
 }
 
 const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];

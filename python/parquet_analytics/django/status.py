@@ -1,0 +1,128 @@
+"""What the ledger and the table know about days: which are exported, verified, deleted, empty, missing or late, how
+many bytes that is, and how far behind the archive is."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+from parquet_analytics.django import days
+from parquet_analytics.django.conf import settings
+from parquet_analytics.django.ledger import latest_verified, runs
+from parquet_analytics.django.mapping import configured
+from parquet_analytics.django.models import Run
+from parquet_analytics.django.runs import due_days, exporter, first_day
+
+__all__ = ["DayStatus", "Status", "status"]
+
+
+@dataclass(frozen=True)
+class DayStatus:
+    """``state`` is ``verified``, ``empty`` (verified, without rows), ``deleted`` (verified, and its rows let go),
+    ``late`` (verified, and the table has changed since), ``missing``, or what the last run ended as: ``running``,
+    ``failed``, ``mismatch``, ``unknown``, ``abandoned``."""
+
+    day: datetime.date
+    state: str
+    rows: int | None = None
+    views: int | None = None
+    bytes: int | None = None
+    verified_at: datetime.datetime | None = None
+    deleted: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    location: str
+    since: datetime.date
+    until: datetime.date
+    days: list[DayStatus]
+    lag: datetime.timedelta | None
+    """Since the end of the last day up to which nothing is missing; ``None`` when nothing is exported."""
+    through: datetime.date | None
+    """That day."""
+
+    def count(self, state: str) -> int:
+        return sum(day.state == state for day in self.days)
+
+    @property
+    def bytes(self) -> int:
+        return sum(day.bytes or 0 for day in self.days)
+
+
+def status(
+    since: datetime.date | None = None, until: datetime.date | None = None, *, look_for_late: bool = True
+) -> Status:
+    """The days from ``since`` (by default the first that is known of, at most 90 days back) to ``until`` (by default
+    the last finished one). ``look_for_late`` counts the table's rows of the last LOOKBACK_DAYS."""
+    location = exporter().location
+    until = until or days.last_finished()
+    if since is None:
+        since = min(_first_known(location) or until, until)
+        since = max(since, until - datetime.timedelta(days=90))
+    verified = latest_verified(location, since, until)
+    last = {run.day: run for run in _ended_or_running(location, since, until)}
+    deleted = _deleted(location, since, until)
+    late = set()
+    if look_for_late:
+        recent = max(since, until - datetime.timedelta(days=settings.LOOKBACK_DAYS - 1))
+        late = {due.day for due in due_days(recent, until, location) if due.run is not None}
+    found = [
+        _of_day(day, verified.get(day), last.get(day), deleted.get(day), day in late) for day in days.days(since, until)
+    ]
+    through = None
+    for day in days.days(since, until):
+        if day not in verified:
+            break
+        through = day
+    lag = None if through is None else max(days.now() - days.end_of(through), datetime.timedelta(0))
+    return Status(location, since, until, found, lag, through)
+
+
+def _of_day(day: datetime.date, verified: Run | None, last: Run | None, deleted: int | None, late: bool) -> DayStatus:
+    if verified is None:
+        if last is None:
+            return DayStatus(day, "missing")
+        return DayStatus(day, last.state, error=last.error)
+    state = "empty" if verified.rows == 0 else "verified"
+    if late:
+        state = "late"
+    elif deleted is not None:
+        state = "deleted"
+    if last is not None and last.pk > verified.pk and last.state in {Run.State.MISMATCH, Run.State.UNKNOWN}:
+        state = last.state
+    return DayStatus(
+        day,
+        str(state),
+        rows=verified.rows,
+        views=verified.views,
+        bytes=verified.bytes,
+        verified_at=verified.finished_at,
+        deleted=deleted,
+        error=last.error if last is not None else "",
+    )
+
+
+def _first_known(location: str) -> datetime.date | None:
+    """The first day with a run, or else with rows."""
+    first: Any = runs().filter(location=location).order_by("day").values_list("day", flat=True).first()
+    return first or first_day(configured())
+
+
+def _ended_or_running(location: str, since: datetime.date, until: datetime.date) -> Any:
+    return runs().filter(kind=Run.Kind.EXPORT, location=location, day__gte=since, day__lte=until).order_by("id")
+
+
+def _deleted(location: str, since: datetime.date, until: datetime.date) -> dict[datetime.date, int]:
+    """Rows deleted of each day, where a deletion came to its end and nobody has restored the day since."""
+    found: dict[datetime.date, int] = {}
+    ended = runs().filter(location=location, day__gte=since, day__lte=until)
+    ended = ended.filter(state__in=[Run.State.DELETED, Run.State.DONE]).order_by("id")
+    for kind, day, number in ended.values_list("kind", "day", "deleted"):
+        if kind == Run.Kind.DELETE:
+            found[day] = found.get(day, 0) + (number or 0)
+        elif kind == Run.Kind.RESTORE:
+            found.pop(day, None)
+    return found
