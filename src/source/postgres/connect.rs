@@ -247,8 +247,10 @@ impl<'a> Session<'a> {
         if session.is_empty() {
             return self.query(doing, sql).await;
         }
-        self.query(doing, &format!("BEGIN READ ONLY; {session} {sql}; COMMIT"))
-            .await
+        // Of the settings, ours win.
+        let timeout = milliseconds(options.statement_timeout);
+        let sql = format!("BEGIN READ ONLY; {session} SET LOCAL statement_timeout = {timeout}; {sql}; COMMIT");
+        self.query(doing, &sql).await
     }
 
     /// Runs a statement and says how many rows it changed.
