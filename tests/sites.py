@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from django.test import override_settings
 from parquet_analytics import SampleData
 from parquet_analytics.demo import site
 
+from tests.archives import Place
 from tests.services import Postgres
 
 APPS = [
@@ -94,18 +97,31 @@ def _forget(aliases: Any) -> None:
 @contextmanager
 def archive(storage: Path | dict[str, Any], **given: Any) -> Iterator[None]:
     """The site's storage is this folder (or entry of STORAGES), and PARQUET_ANALYTICS has these keys."""
-    entry = (
-        {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(storage)}}
-        if isinstance(storage, Path)
-        else storage
-    )
     others = {"default": {"BACKEND": "django.core.files.storage.FileSystemStorage"}}
-    with override_settings(STORAGES=others | {"analytics": entry}, PARQUET_ANALYTICS={"STORAGE": "analytics", **given}):
+    storages = others | {"analytics": _entry(storage)}
+    with override_settings(STORAGES=storages, PARQUET_ANALYTICS={"STORAGE": "analytics", **given}):
         yield
+
+
+def _entry(storage: Path | dict[str, Any]) -> dict[str, Any]:
+    if isinstance(storage, Path):
+        return {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(storage)}}
+    return storage
 
 
 def insert(*days: datetime.date, sample: SampleData = SAMPLE) -> int:
     return site.insert(sample, days or [DAY])
+
+
+def few(day: datetime.date, rows: int = 20, project: str = "docs") -> None:
+    """A few rows of one project, one view each more than the one before."""
+    from parquet_analytics.demo.analytics.models import PageView
+    from parquet_analytics.demo.projects.models import Project
+
+    owner, _ = Project.objects.get_or_create(slug=project, defaults={"name": project})
+    PageView.objects.bulk_create(
+        PageView(project=owner, path=f"/{number}", view_count=number, date=day) for number in range(rows)
+    )
 
 
 def run(command: str, *arguments: str) -> tuple[int, str, str]:
@@ -131,6 +147,34 @@ def rows_in(url: str, day: datetime.date = DAY) -> int:
     return int(found[0])
 
 
+def s3_entry(place: Place, endpoint_url: str | None = None, **options: Any) -> dict[str, Any]:
+    """An entry of STORAGES for a place in the S3 server."""
+    who = place.s3.admin
+    given = {
+        "bucket_name": place.bucket,
+        "location": place.location,
+        "endpoint_url": endpoint_url or place.s3.endpoint_url,
+        "region_name": place.s3.region,
+        "access_key": who.access_key_id,
+        "secret_key": who.secret_access_key,
+        "addressing_style": "path",
+    }
+    return {"BACKEND": "storages.backends.s3.S3Storage", "OPTIONS": given | options}
+
+
 def manage(*arguments: str) -> list[str]:
-    """A command line that runs a management command in a process of its own."""
+    """A command line that runs a management command in a process of its own; see `environment`."""
     return [sys.executable, "-m", "tests.sites_manage", *arguments]
+
+
+def environment(url: str | dict[str, Any], storage: Path | dict[str, Any], **given: Any) -> dict[str, str]:
+    """The environment of such a process: the site's database, its storage, and keys of PARQUET_ANALYTICS."""
+    about = {
+        "DATABASES": {"default": site.postgresql(url) if isinstance(url, str) else url},
+        "STORAGES": {
+            "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+            "analytics": _entry(storage),
+        },
+        "PARQUET_ANALYTICS": {"STORAGE": "analytics", **given},
+    }
+    return os.environ | {"PARQUET_ANALYTICS_TEST_SITE": json.dumps(about), "PYTHONPATH": os.pathsep.join(sys.path)}
