@@ -14,7 +14,7 @@ from parquet_analytics.demo import site
 
 from tests import sites
 from tests.archives import big_day, place, week  # noqa: F401
-from tests.services import S3, PgBouncer, Postgres, Standby, Unavailable, Workspace, record
+from tests.services import S3, PgBouncer, Postgres, Standby, Unavailable, Valkey, Workspace, record
 
 # Django is configured once for the process, before any test module asks for its settings.
 _django = tempfile.TemporaryDirectory(prefix="parquet-analytics-django-")
@@ -29,6 +29,7 @@ SERVICES = {
     "embedded_postgres": "postgres",
     "standby": "postgres",
     "pgbouncer": "pgbouncer",
+    "valkey": "valkey",
     "s3": "s3",
     "bucket": "s3",
     "place": "s3",
@@ -96,6 +97,15 @@ def site_database(postgres: Postgres, django_template: str) -> Iterator[str]:
 def pgbouncer(workspace: Workspace, postgres: Postgres) -> PgBouncer:
     try:
         return PgBouncer.start(workspace, postgres)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def valkey(workspace: Workspace) -> Valkey:
+    """The broker."""
+    try:
+        return Valkey.start(workspace)
     except Unavailable as reason:
         pytest.skip(str(reason))
 

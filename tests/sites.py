@@ -56,6 +56,9 @@ SETTINGS: dict[str, Any] = {
     "STATIC_URL": "static/",
 }
 
+# The settings of a site in a process of its own, as JSON.
+ENVIRONMENT = "PARQUET_ANALYTICS_TEST_SITE"
+
 DAY = datetime.date(2026, 7, 1)
 NEXT = DAY + datetime.timedelta(days=1)
 SAMPLE = SampleData(rows_per_day=400, projects=12, growth=0.0, weekly_rhythm=False)
@@ -164,11 +167,14 @@ def s3_entry(place: Place, endpoint_url: str | None = None, **options: Any) -> d
 
 def manage(*arguments: str) -> list[str]:
     """A command line that runs a management command in a process of its own; see `environment`."""
-    return [sys.executable, "-m", "tests.sites_manage", *arguments]
+    return [sys.executable, "-m", "django", *arguments]
 
 
-def environment(url: str | dict[str, Any], storage: Path | dict[str, Any], **given: Any) -> dict[str, str]:
-    """The environment of such a process: the site's database, its storage, and keys of PARQUET_ANALYTICS."""
+def environment(
+    url: str | dict[str, Any], storage: Path | dict[str, Any], more: dict[str, Any] | None = None, **given: Any
+) -> dict[str, str]:
+    """The environment of such a process: the site's database, its storage, other settings, and keys of
+    PARQUET_ANALYTICS."""
     about = {
         "DATABASES": {"default": site.postgresql(url) if isinstance(url, str) else url},
         "STORAGES": {
@@ -176,5 +182,10 @@ def environment(url: str | dict[str, Any], storage: Path | dict[str, Any], **giv
             "analytics": _entry(storage),
         },
         "PARQUET_ANALYTICS": {"STORAGE": "analytics", **given},
+        **(more or {}),
     }
-    return os.environ | {"PARQUET_ANALYTICS_TEST_SITE": json.dumps(about), "PYTHONPATH": os.pathsep.join(sys.path)}
+    return os.environ | {
+        ENVIRONMENT: json.dumps(about),
+        "DJANGO_SETTINGS_MODULE": "tests.site_settings",
+        "PYTHONPATH": os.pathsep.join(path for path in (*sys.path, str(Path.cwd())) if path),
+    }

@@ -1,4 +1,5 @@
-"""Real servers for tests, the demo and benches, on free ports of 127.0.0.1: PostgreSQL (and a standby), pgbouncer, S3.
+"""Real servers for tests, the demo and benches, on free ports of 127.0.0.1: PostgreSQL (and a standby), pgbouncer,
+S3, Valkey.
 
 Every server lives in one temporary folder and is stopped by its process id; a watchdog process stops
 whatever is left and removes the folder when the process that started them dies in any way.
@@ -16,6 +17,7 @@ from .pgbouncer import PgBouncer
 from .postgres import Postgres
 from .s3 import S3, S3Identity
 from .standby import Standby
+from .valkey import Valkey
 from .workspace import Unavailable, Workspace
 
-__all__ = ["S3", "PgBouncer", "Postgres", "S3Identity", "Standby", "Unavailable", "Workspace"]
+__all__ = ["S3", "PgBouncer", "Postgres", "S3Identity", "Standby", "Unavailable", "Valkey", "Workspace"]

@@ -11,7 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 VARIABLE = "PARQUET_ANALYTICS_TEST_RECORD"
-NAMES = {"postgres": "PostgreSQL", "s3": "S3", "pgbouncer": "pgbouncer", "tls": "PostgreSQL over TLS"}
+NAMES = {
+    "postgres": "PostgreSQL",
+    "s3": "S3",
+    "pgbouncer": "pgbouncer",
+    "tls": "PostgreSQL over TLS",
+    "valkey": "Celery and Valkey",
+}
 
 
 def append(outcome: str, service: str, test: str, reason: str = "") -> None:

@@ -74,6 +74,11 @@ class Ledger:
         )
         self._lease = f"{day} {hashlib.sha256(location.encode()).hexdigest()[:32]}"
         self._renewed = 0.0
+        self._needless = False
+
+    def needless(self) -> None:
+        """There was nothing to do, so there will be no row."""
+        self._needless = True
 
     def __enter__(self) -> Ledger:
         for _ in range(5):
@@ -144,6 +149,9 @@ class Ledger:
             field.attname: getattr(run, field.attname) for field in Run._meta.concrete_fields if not field.primary_key
         }
         mine = runs().filter(pk=run.pk, lease=self._lease)
+        if self._needless and error is None:
+            mine.delete()
+            return
         try:
             mine.update(**fields)
         except OperationalError:

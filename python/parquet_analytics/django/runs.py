@@ -39,10 +39,15 @@ def export_day(
     per_project: bool | None = None,
     per_organization: bool | None = None,
     task_id: str = "",
+    unless_done: bool = False,
     progress: Callable[[int, int | None], object] | None = None,
     **options: Any,
 ) -> tuple[Run, dict[str, Any]]:
     """Export a day, verify it, and say what the ledger has of it and what the exporter said.
+
+    With ``unless_done``, a day that is verified and of which the table has not changed since is left alone, and its
+    last run and an empty dict are the answer. That is asked under the lease, so that of several deliveries of one
+    message one does the work.
 
     :raises ParquetAnalyticsError: whatever the exporter raises, and :class:`DayIsTaken`.
     """
@@ -62,6 +67,10 @@ def export_day(
     run = ledger.run
     try:
         with ledger:
+            done = latest_verified(who.location, day, day).get(day) if unless_done else None
+            if done is not None and not _changed(configured(), done):
+                ledger.needless()
+                return done, {}
             run.key = who.get_parquet_path(day)
             result = _export(
                 who,

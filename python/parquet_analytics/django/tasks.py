@@ -126,7 +126,7 @@ def _export(task: Task, wanted: list[datetime.date]) -> None:
 
     def export(day: datetime.date, task_id: str) -> None:
         try:
-            runs.export_day(day, task_id=task_id)
+            runs.export_day(day, task_id=task_id, unless_done=True)
         except DayHasNoRows:
             if len(wanted) == 1:
                 raise
