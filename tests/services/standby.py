@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 
 from .postgres import SETTINGS, Postgres, answers
 from .workspace import Unavailable, free_port, wait_until
@@ -86,6 +87,24 @@ class Standby:
                 yield
             finally:
                 connection.execute("SELECT pg_wal_replay_resume()")
+
+    @contextmanager
+    def cut_off(self) -> Iterator[None]:
+        """It gets nothing from its primary meanwhile."""
+        self.catch_up()
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            [before] = connection.execute("SELECT current_setting('primary_conninfo')").fetchone() or [""]
+            self._set(connection, "host=127.0.0.1 port=1 connect_timeout=1")
+            try:
+                while connection.execute("SELECT count(*) FROM pg_stat_wal_receiver").fetchone() != (0,):
+                    time.sleep(0.05)
+                yield
+            finally:
+                self._set(connection, before)
+
+    def _set(self, connection: psycopg.Connection[tuple[object, ...]], primary: str) -> None:
+        connection.execute(sql.SQL("ALTER SYSTEM SET primary_conninfo = {}").format(sql.Literal(primary)))
+        connection.execute("SELECT pg_reload_conf()")
 
     @property
     def _url(self) -> str:

@@ -105,8 +105,10 @@ class S3Proxy:
             def log_message(self, *_: object) -> None:
                 """Says nothing."""
 
+        self.rewrite: Callable[[str, Request], Response] = forward
+
         def passing(request: Request) -> Response:
-            return forward(address, request)
+            return proxy.rewrite(address, request)
 
         self.address = address
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -109,9 +109,9 @@ def _replica() -> Iterator[Finding]:
         cursor.execute(
             "SELECT pg_is_in_recovery(), clock_timestamp() - pg_last_xact_replay_timestamp(),"
             " pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),"
-            " pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()"
+            " pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn(), EXISTS (SELECT 1 FROM pg_stat_wal_receiver)"
         )
-        standby, behind, may_see, all_replayed = cursor.fetchone()
+        standby, behind, may_see, all_replayed, fed = cursor.fetchone()
     if not standby:
         yield Finding("replica", "ok", f"{alias!r} is a primary")
         return
@@ -122,7 +122,14 @@ def _replica() -> Iterator[Finding]:
             f"{alias!r} is a standby, and is also the database to write to",
             "Set WRITE_DATABASE to the primary: empty days are confirmed there, and rows deleted from it.",
         )
-    if behind is None or (behind > _BEHIND and not all_replayed):
+    if not fed and (behind is None or behind > _BEHIND):
+        yield Finding(
+            "replica",
+            "failed",
+            f"{alias!r} is a standby that receives nothing from its primary; its last transaction is {behind} old",
+            "Until it has replayed a day's end, the day is not exported. Look at primary_conninfo and its log.",
+        )
+    elif behind is None or (behind > _BEHIND and not all_replayed):
         yield Finding(
             "replica",
             "failed",
