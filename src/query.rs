@@ -2,10 +2,12 @@
 //! [`crate::plan`], the SQL over them runs in [`crate::engine`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
+use crate::cache::Freshness;
 use crate::engine::{self, Answer, Batches, Limits, Param, Params};
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
@@ -41,6 +43,83 @@ impl Span {
     }
 }
 
+/// What a question reads: the files of some days, and rows that come from elsewhere.
+#[derive(Debug, Clone)]
+pub struct Extent {
+    span: Span,
+    /// The days whose files are read; `None` is all of the span.
+    archived: Option<Vec<Day>>,
+    /// Rows of other days, which pass the filter already.
+    live: Vec<RecordBatch>,
+}
+
+impl From<Span> for Extent {
+    fn from(span: Span) -> Self {
+        Self {
+            span,
+            archived: None,
+            live: Vec::new(),
+        }
+    }
+}
+
+impl Extent {
+    /// # Errors
+    /// [`Error::InvalidInput`] for a day outside the span, and rows with another schema than [`schema::pageviews`].
+    pub fn new(span: Span, archived: Option<Vec<Day>>, live: Vec<RecordBatch>) -> Result<Self> {
+        let outside = |day: &&Day| **day < span.since || **day > span.until;
+        if let Some(day) = archived.iter().flatten().find(outside) {
+            return Err(Error::invalid(format!(
+                "{day} is not among the days that are asked about"
+            )));
+        }
+        let fields = schema::pageviews();
+        let alike = |batch: &RecordBatch| {
+            let given = batch.schema();
+            given.fields().len() == fields.fields().len()
+                && given
+                    .fields()
+                    .iter()
+                    .zip(fields.fields())
+                    .all(|(given, ours)| given.name() == ours.name() && given.data_type() == ours.data_type())
+        };
+        if !live.iter().all(alike) {
+            return Err(Error::invalid(
+                "live rows have to have the columns of page views, with their types",
+            ));
+        }
+        Ok(Self { span, archived, live })
+    }
+}
+
+/// The rows of files, and those from elsewhere.
+struct Both {
+    scan: Arc<Scan>,
+    live: Vec<RecordBatch>,
+}
+
+impl engine::Relation for Both {
+    fn schema(&self) -> SchemaRef {
+        self.scan.schema()
+    }
+
+    fn open(&self, projection: &[usize]) -> Result<Vec<engine::Unit>> {
+        let mut units = self.scan.open(projection)?;
+        for batch in &self.live {
+            let projected = batch
+                .project(projection)
+                .map_err(|error| Error::internal(error.to_string()))?;
+            units.push(Box::new(
+                move || Ok(Box::new(std::iter::once(Ok(projected))) as Batches),
+            ));
+        }
+        Ok(units)
+    }
+}
+
+/// The days of a question, each with the rows of its file; `None` for one that has none.
+pub type Coverage = Vec<(Day, Option<u64>)>;
+
 /// Answers questions from the day files of one store and prefix. Constructing does no I/O; footers,
 /// connections and DuckDB belong to the process, so that one can be made for every question.
 #[derive(Clone)]
@@ -56,6 +135,8 @@ pub struct Table {
     pub schema: SchemaRef,
     pub batches: Vec<RecordBatch>,
     pub stats: Stats,
+    /// Nothing when the statement read no page views.
+    pub coverage: Option<Coverage>,
 }
 
 /// An answer piece by piece, in order.
@@ -69,6 +150,10 @@ impl Stream {
     /// What it took so far.
     pub fn stats(&self) -> Stats {
         self.scan.stats()
+    }
+
+    pub fn coverage(&self) -> Option<Coverage> {
+        self.scan.coverage()
     }
 }
 
@@ -108,7 +193,7 @@ impl Querier {
     pub fn top_pages(
         &self,
         filter: Filter,
-        span: Span,
+        extent: impl Into<Extent>,
         (limit, offset): (i64, i64),
         per_version: bool,
         cancel: &Cancel,
@@ -116,7 +201,7 @@ impl Querier {
         let sql = if per_version { TOP_PAGES_PER_VERSION } else { TOP_PAGES };
         self.ask(
             filter,
-            span,
+            extent.into(),
             sql,
             vec![Param::Int(limit), Param::Int(offset)].into(),
             cancel,
@@ -125,18 +210,33 @@ impl Querier {
 
     /// Views by day, the oldest first: columns date (date32) and count (int64). Days without views are left
     /// out unless `fill`.
-    pub fn daily_totals(&self, filter: Filter, span: Span, fill: bool, cancel: &Cancel) -> Result<Table> {
+    pub fn daily_totals(
+        &self,
+        filter: Filter,
+        extent: impl Into<Extent>,
+        fill: bool,
+        cancel: &Cancel,
+    ) -> Result<Table> {
+        let extent = extent.into();
         if fill {
-            let days = vec![Param::Date(span.since.to_date32()), Param::Date(span.until.to_date32())];
-            self.ask(filter, span, DAILY_TOTALS_FILLED, days.into(), cancel)
+            let Span { since, until } = extent.span;
+            let days = vec![Param::Date(since.to_date32()), Param::Date(until.to_date32())];
+            self.ask(filter, extent, DAILY_TOTALS_FILLED, days.into(), cancel)
         } else {
-            self.ask(filter, span, DAILY_TOTALS, Params::none(), cancel)
+            self.ask(filter, extent, DAILY_TOTALS, Params::none(), cancel)
         }
     }
 
     /// Rows of one project as they are stored: the newest day first, then by status, path, version_slug and id.
     /// (A question by project id alone can meet several slugs in a day; their rows come slug by slug.)
-    pub fn pageviews(&self, filter: Filter, span: Span, columns: Option<&[String]>, cancel: &Cancel) -> Result<Stream> {
+    /// Only files are read; live rows are the caller's to put in their place.
+    pub fn pageviews(
+        &self,
+        filter: Filter,
+        extent: impl Into<Extent>,
+        columns: Option<&[String]>,
+        cancel: &Cancel,
+    ) -> Result<Stream> {
         let all = schema::pageviews();
         let projection = match columns {
             None => (0..all.fields().len()).collect(),
@@ -145,7 +245,7 @@ impl Querier {
                 .map(|name| column_index(name))
                 .collect::<Result<Vec<_>>>()?,
         };
-        let scan = self.scan(filter, span, cancel);
+        let scan = self.scan(filter, &extent.into(), &self.options, cancel);
         let batches = scan.batches(&projection)?;
         let schema = all
             .project(&projection)
@@ -158,8 +258,31 @@ impl Querier {
     }
 
     /// One reading statement over the relation `pageviews`, which holds the rows that pass the filter.
-    pub fn sql(&self, filter: Filter, span: Span, sql: &str, params: Params, cancel: &Cancel) -> Result<Table> {
-        self.ask(filter, span, sql, params, cancel)
+    pub fn sql(
+        &self,
+        filter: Filter,
+        extent: impl Into<Extent>,
+        sql: &str,
+        params: Params,
+        cancel: &Cancel,
+    ) -> Result<Table> {
+        self.ask(filter, extent.into(), sql, params, cancel)
+    }
+
+    /// Those of the days that have a file, asked anew with `fresh` instead of remembered.
+    pub fn present(&self, days: Vec<Day>, fresh: bool, cancel: &Cancel) -> Result<Vec<Day>> {
+        let (Some(since), Some(until)) = (days.iter().min().copied(), days.iter().max().copied()) else {
+            return Ok(Vec::new());
+        };
+        let extent = Extent::new(Span::new(since, until)?, Some(days), Vec::new())?;
+        let mut options = self.options.clone();
+        if fresh {
+            options.freshness = Freshness {
+                recent: Duration::ZERO,
+                older: Duration::ZERO,
+            };
+        }
+        self.scan(Filter::default(), &extent, &options, cancel).covered()
     }
 
     /// What reading these columns would fetch, day by day, the newest first. Reads footers, but no data.
@@ -168,31 +291,41 @@ impl Querier {
             .iter()
             .map(|name| column_index(name))
             .collect::<Result<Vec<_>>>()?;
-        self.scan(filter, span, cancel).explain(&projection)
+        self.scan(filter, &span.into(), &self.options, cancel)
+            .explain(&projection)
     }
 
-    fn scan(&self, filter: Filter, span: Span, cancel: &Cancel) -> Arc<Scan> {
-        let days = Day::range(span.since, span.until);
-        let options = self.options.clone();
+    fn scan(&self, filter: Filter, extent: &Extent, options: &Options, cancel: &Cancel) -> Arc<Scan> {
+        let Span { since, until } = extent.span;
+        let days = extent
+            .archived
+            .clone()
+            .unwrap_or_else(|| Day::range(since, until).collect());
         Arc::new(Scan::new(
             self.store.clone(),
             &self.prefix,
             days,
             filter,
-            options,
+            options.clone(),
             cancel.clone(),
         ))
     }
 
-    fn ask(&self, filter: Filter, span: Span, sql: &str, params: Params, cancel: &Cancel) -> Result<Table> {
-        let scan = self.scan(filter, span, cancel);
-        let relation: Arc<dyn engine::Relation> = scan.clone();
+    fn ask(&self, filter: Filter, extent: Extent, sql: &str, params: Params, cancel: &Cancel) -> Result<Table> {
+        let scan = self.scan(filter, &extent, &self.options, cancel);
+        let relation: Arc<dyn engine::Relation> = if extent.live.is_empty() {
+            scan.clone()
+        } else {
+            let (scan, live) = (scan.clone(), extent.live);
+            Arc::new(Both { scan, live })
+        };
         let Answer { schema, batches } = engine::query(relation, sql, &params, &self.limits, cancel)?;
         let batches = batches.collect::<Result<Vec<_>>>()?;
         Ok(Table {
             schema,
             batches,
             stats: scan.stats(),
+            coverage: scan.coverage(),
         })
     }
 }

@@ -133,6 +133,14 @@ impl Scan {
             .collect())
     }
 
+    /// What is known of the days once they were looked at: the rows of each file, `None` where there is none. Nothing when no
+    /// day was looked at.
+    pub fn coverage(&self) -> Option<Vec<(Day, Option<u64>)>> {
+        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        let rows = |object: &Arc<Object>| object.version().footer.as_ref().map(|footer| footer.rows());
+        Some(objects.iter().map(|object| (object.day, rows(object))).collect())
+    }
+
     pub fn stats(&self) -> Stats {
         let objects = self
             .objects

@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from parquet_analytics import _native
-from parquet_analytics._arguments import Date, count, open_store, project, projects, span, status_code
+from parquet_analytics._arguments import (
+    Date,
+    count,
+    open_store,
+    project,
+    projects,
+    settings_prefix,
+    span,
+    status_code,
+)
+from parquet_analytics.coverage import METADATA, Coverage
 from parquet_analytics.exceptions import InvalidInput
 
-__all__ = ["ParquetAnalyticsQuerier"]
+__all__ = ["ParquetAnalyticsQuerier", "Question", "with_coverage"]
+
+Extent = tuple[str, str, list[str] | None, pa.Table | None]
+"""First and last day, the days whose files are read (``None``: all), and rows that come from elsewhere."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a report is about, checked."""
+
+    since: datetime.date
+    until: datetime.date
+    slugs: tuple[str, ...] | None
+    project_id: int | None
+    status: int | None
+    summed_by: tuple[str, ...] | None = None
+    """The columns by which views are going to be summed; ``None`` when single rows are asked for."""
+
+    @property
+    def days(self) -> tuple[str, str]:
+        return self.since.isoformat(), self.until.isoformat()
+
+    @property
+    def project(self) -> tuple[str | None, int | None]:
+        return (self.slugs[0] if self.slugs else None), self.project_id
 
 
 class ParquetAnalyticsQuerier:
@@ -36,7 +71,7 @@ class ParquetAnalyticsQuerier:
         self,
         storage: Any = None,
         *,
-        prefix: str = "analytics/pageviews",
+        prefix: str | None = None,
         storage_options: Mapping[str, str] | None = None,
         timeout: float | None = 60.0,
         memory_limit: int = 1024 * 1024 * 1024,
@@ -45,13 +80,14 @@ class ParquetAnalyticsQuerier:
     ) -> None:
         self._native = _native.Querier(
             open_store(storage, storage_options),
-            prefix,
+            settings_prefix(storage) if prefix is None else prefix,
             timeout=timeout,
             memory_limit=count(memory_limit, "memory_limit"),
             threads=threads,
             max_age=max_age,
         )
         self._stats: dict[str, int] | None = None
+        self._coverage: Coverage | None = None
 
     def __repr__(self) -> str:
         return f"ParquetAnalyticsQuerier({self._native.url!r}, prefix={self._native.prefix!r})"
@@ -62,6 +98,13 @@ class ParquetAnalyticsQuerier:
         (``footer_requests`` and ``data_requests``), ``waves`` (round trips in a row), ``bytes`` received,
         ``row_groups``, ``row_groups_read``, ``rows_decoded`` and ``rows``. ``None`` before the first question."""
         return self._stats
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """Which of the last question's days have a file with rows, one that says that there were none, or none. Each
+        answer has it as JSON in its schema's metadata too, under ``parquet_analytics.coverage``. ``None`` before the
+        first question, and after SQL that reads no page views."""
+        return self._coverage
 
     def get_s3_url(self, path: str) -> str:
         """The URL of an object below the store's location, as other tools take it: ``s3://bucket/location/key``,
@@ -84,7 +127,8 @@ class ParquetAnalyticsQuerier:
         Columns: id int64, project_id int32, project_slug string, version_id int32, version_slug string, path string,
         full_path string, view_count int32, date date32, status int16; or those named in ``columns``.
         """
-        return self._answer(self._pageviews(project_slug, since, until, project_id, status, columns).read_all())
+        question = _question((project_slug, project_id), (since, until), status)
+        return self._read(question, _names(columns))
 
     def iter_pageviews(
         self,
@@ -97,28 +141,22 @@ class ParquetAnalyticsQuerier:
         columns: Sequence[str] | None = None,
     ) -> pa.RecordBatchReader:
         """:meth:`query_pageviews` as a stream, in memory that does not grow with the answer. Sets no ``stats``."""
-        stream = self._pageviews(project_slug, since, until, project_id, status, columns)
+        return self._stream(_question((project_slug, project_id), (since, until), status), _names(columns))
+
+    def _read(self, question: Question, columns: list[str] | None) -> pa.Table:
+        native = self._native.pageviews(question.project, question.days, question.status, columns, None)
+        return self._answer(question, native.read_all())
+
+    def _stream(self, question: Question, columns: list[str] | None) -> pa.RecordBatchReader:
+        stream = self._native.pageviews(question.project, question.days, question.status, columns, None)
+        covered = _coverage(question, stream.coverage())
+        schema = with_coverage(pa.schema(stream.schema()), covered)
 
         def batches() -> Iterator[pa.RecordBatch]:
             while (batch := stream.next_batch()) is not None:
-                yield pa.record_batch(batch)
+                yield pa.record_batch(batch).replace_schema_metadata(schema.metadata)
 
-        return pa.RecordBatchReader.from_batches(pa.schema(stream.schema()), batches())
-
-    def _pageviews(
-        self,
-        slug: str | None,
-        since: Date | None,
-        until: Date | None,
-        project_id: int | None,
-        status: int | None,
-        columns: Sequence[str] | None,
-    ) -> _native.Pageviews:
-        if isinstance(columns, str):
-            raise InvalidInput(f"columns is {columns!r:.80}; pass a list of names")
-        who, days = project(slug, project_id), span(since, until)
-        names = None if columns is None else list(columns)
-        return self._native.pageviews(who, days, status_code(status), names)
+        return pa.RecordBatchReader.from_batches(schema, batches())
 
     def top_pages(
         self,
@@ -137,9 +175,13 @@ class ParquetAnalyticsQuerier:
         ``status=None`` counts all statuses. ``per_version`` counts each version apart and adds the column
         version_slug (null for pages outside versions).
         """
-        who, days = _project(project, project_id), span(since, until)
         page = count(limit, "limit"), count(offset, "offset")
-        return self._answer(self._native.top_pages(who, days, page, status_code(status), per_version))
+        by = ("path", "version_slug") if per_version else ("path",)
+        question = _question((project, project_id), (since, until), status, by)
+        return self._report(
+            question,
+            lambda extent: self._native.top_pages(question.project, extent, page, question.status, per_version),
+        )
 
     def daily_totals(
         self,
@@ -155,8 +197,10 @@ class ParquetAnalyticsQuerier:
 
         Days without views are left out, or zero with ``fill``. ``status=None`` counts all statuses.
         """
-        who, days = _project(project, project_id), span(since, until)
-        return self._answer(self._native.daily_totals(who, days, status_code(status), fill))
+        question = _question((project, project_id), (since, until), status, ("date",))
+        return self._report(
+            question, lambda extent: self._native.daily_totals(question.project, extent, question.status, fill)
+        )
 
     def get_top_pages_from_parquet(
         self,
@@ -207,7 +251,10 @@ class ParquetAnalyticsQuerier:
             raise InvalidInput(f"the query is {query!r:.80}; pass SQL as text")
         _, number = project(None, project_id, required=False)
         values = dict(params) if isinstance(params, Mapping) else list(params or ())
-        return self._answer(self._native.sql(query, values, span(since, until), _projects(projects), number))
+        slugs = _projects(projects)
+        first, last = map(datetime.date.fromisoformat, span(since, until))
+        question = Question(first, last, None if slugs is None else tuple(slugs), number, None)
+        return self._report(question, lambda extent: self._native.sql(query, values, extent, slugs, number))
 
     def explain(
         self,
@@ -229,9 +276,50 @@ class ParquetAnalyticsQuerier:
             self._native.explain(who, days, status_code(status), list(columns)), schema=_EXPLAINED
         )
 
-    def _answer(self, answer: tuple[Any, dict[str, int]]) -> pa.Table:
-        stream, self._stats = answer
-        return pa.table(stream)
+    def _report(self, question: Question, ask: Callable[[Extent], Any]) -> pa.Table:
+        return self._answer(question, ask((*question.days, None, None)))
+
+    def _answer(self, question: Question, answer: Any) -> pa.Table:
+        stream, self._stats, files = answer
+        self._coverage = _coverage(question, files)
+        table = pa.table(stream)
+        return table.replace_schema_metadata(with_coverage(table.schema, self._coverage).metadata)
+
+
+def _question(
+    who: tuple[str | None, int | None],
+    days: tuple[Date | None, Date | None],
+    status: int | None,
+    summed_by: tuple[str, ...] | None = None,
+) -> Question:
+    slug, number = project(*who)
+    since, until = map(datetime.date.fromisoformat, span(*days))
+    return Question(since, until, None if slug is None else (slug,), number, status_code(status), summed_by)
+
+
+def _names(columns: Sequence[str] | None) -> list[str] | None:
+    if isinstance(columns, str):
+        raise InvalidInput(f"columns is {columns!r:.80}; pass a list of names")
+    return None if columns is None else list(columns)
+
+
+def _coverage(question: Question, files: Iterable[tuple[datetime.date, int | None]] | None) -> Coverage | None:
+    """From the rows of each day's file."""
+    if files is None:
+        return None
+    known = sorted(files)
+    return Coverage(
+        question.since,
+        question.until,
+        complete=tuple(day for day, rows in known if rows),
+        empty=tuple(day for day, rows in known if rows == 0),
+        missing=tuple(day for day, rows in known if rows is None),
+    )
+
+
+def with_coverage(schema: pa.Schema, coverage: Coverage | None) -> pa.Schema:
+    metadata = {name: value for name, value in (schema.metadata or {}).items() if name != METADATA}
+    return schema.with_metadata(metadata if coverage is None else metadata | {METADATA: str(coverage)})
 
 
 # The arguments of the same names hide these in the methods above.

@@ -14,7 +14,7 @@ use crate::engine::{Limits, Param, Params};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::plan::Filter;
-use crate::query::{Querier, Span, Stream, Table};
+use crate::query::{Coverage, Extent, Querier, Span, Stream, Table};
 use crate::runtime::Cancel;
 use crate::scan::{Options, State, Stats};
 
@@ -36,8 +36,16 @@ const MOST_THREADS: usize = 256;
 /// A project by slug, id or both.
 type Project = (Option<String>, Option<i32>);
 
-/// An answer and what it took.
-type Answer<'py> = (PyTable, Bound<'py, PyDict>);
+/// An answer, what it took, and the rows of each day's file, newest first (`None`: no file).
+type Answer<'py> = (PyTable, Bound<'py, PyDict>, Option<PyCoverage>);
+type PyCoverage = Vec<(NaiveDate, Option<u64>)>;
+
+/// First and last day.
+type Days = (String, String);
+/// The days whose files are read, when not all.
+type Archived = Option<Vec<String>>;
+/// First and last day, the days whose files are read, and rows from elsewhere.
+type Asked = (String, String, Archived, Option<PyTable>);
 
 #[pymethods]
 impl PyQuerier {
@@ -97,16 +105,16 @@ impl PyQuerier {
         &self,
         py: Python<'py>,
         project: Project,
-        days: (String, String),
+        extent: Asked,
         page: (i64, i64),
         status: Option<i16>,
         per_version: bool,
     ) -> PyResult<Answer<'py>> {
-        let (filter, span) = (filter(project, status), span(&days)?);
+        let (filter, extent) = (filter(project, status), whole(extent)?);
         answer(
             py,
             run_quietly(py, |cancel| {
-                self.inner.top_pages(filter, span, page, per_version, cancel)
+                self.inner.top_pages(filter, extent, page, per_version, cancel)
             })?,
         )
     }
@@ -115,14 +123,14 @@ impl PyQuerier {
         &self,
         py: Python<'py>,
         project: Project,
-        days: (String, String),
+        extent: Asked,
         status: Option<i16>,
         fill: bool,
     ) -> PyResult<Answer<'py>> {
-        let (filter, span) = (filter(project, status), span(&days)?);
+        let (filter, extent) = (filter(project, status), whole(extent)?);
         answer(
             py,
-            run_quietly(py, |cancel| self.inner.daily_totals(filter, span, fill, cancel))?,
+            run_quietly(py, |cancel| self.inner.daily_totals(filter, extent, fill, cancel))?,
         )
     }
 
@@ -131,7 +139,7 @@ impl PyQuerier {
         py: Python<'py>,
         query: &str,
         params: Values,
-        days: (String, String),
+        extent: Asked,
         projects: Option<Vec<String>>,
         project_id: Option<i32>,
     ) -> PyResult<Answer<'py>> {
@@ -140,24 +148,34 @@ impl PyQuerier {
             project_id,
             statuses: None,
         };
-        let span = span(&days)?;
+        let extent = whole(extent)?;
         answer(
             py,
-            run_quietly(py, |cancel| self.inner.sql(filter, span, query, params.0, cancel))?,
+            run_quietly(py, |cancel| self.inner.sql(filter, extent, query, params.0, cancel))?,
         )
+    }
+
+    /// Those of the days that have a file; `fresh` asks the store whatever is remembered.
+    #[allow(clippy::needless_pass_by_value)]
+    fn present(&self, py: Python<'_>, days: Vec<String>, fresh: bool) -> PyResult<Vec<NaiveDate>> {
+        let days = parsed(&days)?;
+        let present = run_quietly(py, |cancel| self.inner.present(days, fresh, cancel))?;
+        Ok(present.into_iter().map(Day::date).collect())
     }
 
     fn pageviews(
         &self,
         py: Python<'_>,
         project: Project,
-        days: (String, String),
+        days: Days,
         status: Option<i16>,
         columns: Option<Vec<String>>,
+        archived: Archived,
     ) -> PyResult<Pageviews> {
-        let (filter, span) = (filter(project, status), span(&days)?);
+        let (since, until) = days;
+        let (filter, extent) = (filter(project, status), whole((since, until, archived, None))?);
         let cancel = Cancel::new();
-        let start = || self.inner.pageviews(filter, span, columns.as_deref(), &cancel);
+        let start = || self.inner.pageviews(filter, extent, columns.as_deref(), &cancel);
         let stream = run(py, &cancel, start, |_| Ok(()))?;
         Ok(Pageviews {
             stream: Mutex::new(stream),
@@ -169,7 +187,7 @@ impl PyQuerier {
         &self,
         py: Python<'py>,
         project: Project,
-        days: (String, String),
+        days: Days,
         status: Option<i16>,
         columns: Vec<String>,
     ) -> PyResult<Vec<Bound<'py, PyDict>>> {
@@ -234,9 +252,14 @@ impl Pageviews {
                 schema: stream.schema.clone(),
                 batches,
                 stats: stream.stats(),
+                coverage: stream.coverage(),
             })
         })?;
         answer(py, table)
+    }
+
+    fn coverage(&self, py: Python<'_>) -> PyResult<Option<PyCoverage>> {
+        Ok(self.with(py, |stream| Ok(stream.coverage()))?.map(coverage))
     }
 }
 
@@ -250,6 +273,20 @@ fn span((since, until): &(String, String)) -> PyResult<Span> {
     Span::new(day(since)?, day(until)?).or_raise()
 }
 
+fn parsed(days: &[String]) -> PyResult<Vec<Day>> {
+    days.iter().map(|day| day.parse::<Day>().or_raise()).collect()
+}
+
+fn whole((since, until, archived, live): Asked) -> PyResult<Extent> {
+    let archived = archived.map(|days| parsed(&days)).transpose()?;
+    let live = live.map(|table| table.into_inner().0).unwrap_or_default();
+    Extent::new(span(&(since, until))?, archived, live).or_raise()
+}
+
+fn coverage(days: Coverage) -> PyCoverage {
+    days.into_iter().map(|(day, rows)| (day.date(), rows)).collect()
+}
+
 fn filter((slug, project_id): Project, status: Option<i16>) -> Filter {
     Filter {
         projects: slug.map(|slug| vec![slug]),
@@ -260,7 +297,8 @@ fn filter((slug, project_id): Project, status: Option<i16>) -> Filter {
 
 fn answer(py: Python<'_>, table: Table) -> PyResult<Answer<'_>> {
     let stats = stats(py, table.stats)?;
-    Ok((PyTable::try_new(table.batches, table.schema)?, stats))
+    let covered = table.coverage.map(coverage);
+    Ok((PyTable::try_new(table.batches, table.schema)?, stats, covered))
 }
 
 fn stats(py: Python<'_>, stats: Stats) -> PyResult<Bound<'_, PyDict>> {
