@@ -14,9 +14,10 @@ use crate::copies::CopyFile;
 pub use options::{ExportOptions, Exported, Outcome, Planned, Progress};
 use write::Finished;
 
+use crate::erased;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Scope};
-use crate::merge::{Merged, check_newer, merge};
+use crate::merge::{Merged, check_newer, merge, without};
 use crate::position::Position;
 use crate::publish::{check_size, interrupted_publish, publish};
 use crate::rows::{RowIndex, RowIndexBuilder, check_ids};
@@ -63,6 +64,7 @@ pub fn export(
         progress,
         cancel,
         first_read: None,
+        erased: erased::Ids::default(),
     }
     .run()
     .map_err(|error| error.on_day(day))
@@ -93,22 +95,43 @@ struct Export<'a> {
     cancel: &'a Cancel,
     /// Rows that the source gave in the first round.
     first_read: Option<u64>,
+    /// Projects whose rows are not stored.
+    erased: erased::Ids,
 }
 
 impl Export<'_> {
     fn run(mut self) -> Result<Exported> {
         check_over(self.day, self.options)?;
         let key = self.options.prefix.key(&Scope::Day, self.day);
+        self.ask_erased()?;
         for round in 1..ROUNDS {
             match self.attempt(&key) {
                 Err(Error::Conflict { message, .. }) => {
                     log::info!("{}: {message}; merging again (round {round})", self.day);
                     self.wait(round)?;
                 }
+                // Whoever erased a project meanwhile may have looked at the day before this file was there.
+                Ok(exported) if self.ask_erased()? => {
+                    log::info!(
+                        "{}: a project was erased meanwhile; writing {} again",
+                        self.day,
+                        exported.key
+                    );
+                }
                 ended => return ended,
             }
         }
         self.attempt(&key)
+    }
+
+    /// Asks which projects were erased, and says whether there are others than before.
+    fn ask_erased(&mut self) -> Result<bool> {
+        let asked = erased::ids(self.store, &self.options.prefix, Duration::ZERO);
+        let (ids, _) = block_on(self.cancel, asked)?;
+        let others = ids != self.erased;
+        self.source.exclude(&ids);
+        self.erased = ids;
+        Ok(others)
     }
 
     /// Lets the others go first; who lost together should not meet again.
@@ -253,8 +276,9 @@ impl Export<'_> {
         let mut sorter = Sorter::new(self.day, self.options.sort.clone());
         let mut index = matches!(stored, Stored::Day(_)).then(RowIndexBuilder::default);
         let mut ids = Vec::new();
-        let progress = self.progress;
+        let (progress, erased) = (self.progress, &self.erased);
         let mut sink = |batch: RecordBatch| {
+            let batch = without(batch, erased)?;
             match &mut index {
                 Some(index) => index.push(&batch)?,
                 None => ids.extend(id_column(&batch)?),
@@ -311,9 +335,9 @@ impl Export<'_> {
             check_newer(stored, &summary.source, summary.position.as_ref())?;
         }
         if !self.options.replace {
-            return merge(stored, &source, |kept| sorter.push(kept), self.cancel);
+            return merge(stored, &source, &self.erased, |kept| sorter.push(kept), self.cancel);
         }
-        let merged = merge(stored, &source, |_| Ok(()), self.cancel)?;
+        let merged = merge(stored, &source, &self.erased, |_| Ok(()), self.cancel)?;
         match merged.kept.rows {
             0 => Ok(merged),
             lacking => Err(Error::invalid(format!(

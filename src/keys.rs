@@ -180,6 +180,11 @@ impl Prefix {
         format!("{}_derived/conditional-write-probe", self.root())
     }
 
+    /// The key of the list of erased projects.
+    pub fn erased_key(&self) -> String {
+        format!("{}_erased/projects.json", self.root())
+    }
+
     fn root(&self) -> String {
         if self.0.is_empty() {
             String::new()

@@ -21,6 +21,7 @@ pub mod spool;
 pub mod writer;
 
 pub mod copies;
+pub mod erased;
 pub mod publish;
 
 pub mod footer;
@@ -28,6 +29,7 @@ pub mod merge;
 pub mod stored;
 
 pub mod delete;
+pub mod erase;
 pub mod export;
 pub mod steps;
 pub mod verify;

@@ -1,13 +1,16 @@
 //! What becomes of the rows that are stored already when a day is exported again: the source's row wins, and
 //! rows that the source no longer has are kept.
 
-use arrow::array::{BooleanArray, RecordBatch};
+use arrow::array::{AsArray, BooleanArray, RecordBatch};
+use arrow::buffer::BooleanBuffer;
 use arrow::compute::filter_record_batch;
+use arrow::datatypes::Int32Type;
 
 use crate::error::{Error, Result};
 use crate::position::{Position, Stale};
 use crate::rows::{Match, RowIndex};
 use crate::runtime::Cancel;
+use crate::schema;
 use crate::stored::{StoredDay, id_column};
 use crate::tally::Tally;
 
@@ -22,13 +25,15 @@ pub struct Merged {
     pub kept: Tally,
 }
 
-/// Compares the stored rows with the source's, and hands over those that only the store has.
+/// Compares the stored rows with the source's, and hands over those that only the store has, but for those of erased
+/// projects.
 ///
 /// # Errors
 /// [`Error::IdConflict`] when an id means another page view in the source than in the store.
 pub fn merge(
     stored: &StoredDay,
     source: &RowIndex,
+    erased: &[i32],
     mut keep: impl FnMut(&RecordBatch) -> Result<()>,
     cancel: &Cancel,
 ) -> Result<Merged> {
@@ -36,7 +41,7 @@ pub fn merge(
     let mut matched = 0;
     for batch in stored.batches() {
         cancel.check()?;
-        let batch = batch?;
+        let batch = without(batch?, erased)?;
         let matches = source.matches(&batch)?;
         for (row, found) in matches.iter().enumerate() {
             match found {
@@ -63,6 +68,22 @@ pub fn merge(
     }
     merged.added = source.len() as u64 - matched;
     Ok(merged)
+}
+
+/// The rows that are of none of these projects (ids in order).
+pub fn without(batch: RecordBatch, projects: &[i32]) -> Result<RecordBatch> {
+    if projects.is_empty() {
+        return Ok(batch);
+    }
+    let ids = batch
+        .column_by_name(schema::PROJECT_ID)
+        .and_then(|column| column.as_primitive_opt::<Int32Type>())
+        .ok_or_else(|| Error::internal("a batch has no project ids"))?;
+    let stay = BooleanBuffer::collect_bool(ids.len(), |row| projects.binary_search(&ids.value(row)).is_err());
+    if stay.count_set_bits() == batch.num_rows() {
+        return Ok(batch);
+    }
+    filter_record_batch(&batch, &BooleanArray::new(stay, None)).map_err(|error| Error::internal(error.to_string()))
 }
 
 fn conflict(stored: &StoredDay, id: i64) -> Error {

@@ -20,13 +20,15 @@ pub struct Filter {
     pub projects: Option<Vec<String>>,
     pub project_id: Option<i32>,
     pub statuses: Option<Vec<i16>>,
+    /// Projects whose rows do not pass, by id.
+    pub hidden: Vec<i32>,
 }
 
 impl Filter {
     /// Indexes into [`schema::pageviews`] of the columns that decide about a row.
     pub fn columns(&self) -> Vec<usize> {
         let parts = [
-            (schema::PROJECT_ID, self.project_id.is_some()),
+            (schema::PROJECT_ID, self.project_id.is_some() || !self.hidden.is_empty()),
             (schema::PROJECT_SLUG, self.projects.is_some()),
             (schema::STATUS, self.statuses.is_some()),
         ];
@@ -47,6 +49,7 @@ impl Filter {
         if let Some(statuses) = &mut self.statuses {
             statuses.sort_unstable();
         }
+        self.hidden.sort_unstable();
         self
     }
 

@@ -14,7 +14,7 @@ mod stats;
 pub use decode::WholeFile;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use arrow::datatypes::SchemaRef;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -22,6 +22,7 @@ use tokio::sync::Semaphore;
 
 use crate::cache::{self, Freshness, How, Known};
 use crate::engine::{Batches, Relation, Unit};
+use crate::erased;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix, Scope};
 use crate::plan::{self, Filter};
@@ -65,7 +66,11 @@ impl Default for Options {
 /// What all parts of a scan share.
 struct Context {
     store: Store,
-    filter: Filter,
+    prefix: Prefix,
+    /// As it was asked for.
+    given: Filter,
+    /// With the erased projects, once they are known.
+    filter: OnceLock<Filter>,
     options: Options,
     cancel: Cancel,
     today: Day,
@@ -101,10 +106,11 @@ impl Scan {
             .collect();
         let requests = Semaphore::new(options.concurrency.max(1));
         let (today, counters) = (Day::today(), Counters::default());
-        let filter = filter.sorted();
         let context = Arc::new(Context {
             store,
-            filter,
+            prefix: prefix.clone(),
+            given: filter.sorted(),
+            filter: OnceLock::new(),
             options,
             cancel,
             today,
@@ -163,6 +169,7 @@ impl Scan {
     /// What reading these columns (indexes into [`schema::pageviews`]) would fetch, day by day, the newest
     /// first. Reads footers, but no data.
     pub fn explain(&self, projection: &[usize]) -> Result<Vec<DayPlan>> {
+        let objects = self.objects()?;
         let columns = self.needed(projection)?;
         let options = &self.context.options;
         let describe = |object: &Arc<Object>| {
@@ -192,7 +199,7 @@ impl Scan {
                 bytes: requests.iter().map(|range| range.end - range.start).sum(),
             }
         };
-        Ok(self.objects()?.iter().map(describe).collect())
+        Ok(objects.iter().map(describe).collect())
     }
 
     /// Batches of these columns in order: the newest day first, and within a day as the file is sorted
@@ -234,7 +241,7 @@ impl Scan {
         if let Some(column) = projection.iter().find(|column| **column >= width) {
             return Err(Error::internal(format!("column {column} of {width} was asked for")));
         }
-        let mut columns = self.context.filter.columns();
+        let mut columns = self.context.filter().columns();
         columns.extend_from_slice(projection);
         columns.sort_unstable();
         columns.dedup();
@@ -274,7 +281,27 @@ impl Scan {
         let all = stream::iter(loads)
             .buffered(context.options.concurrency.max(1))
             .try_collect();
-        let objects: Vec<Arc<Object>> = runtime::block_on(&context.cancel, all)?;
+        let erased = async {
+            // Who asks about no day reads nothing.
+            if self.files.is_empty() {
+                return Ok(context.given.hidden.clone());
+            }
+            let age = context.options.freshness.recent;
+            let (mut hidden, asked) = erased::ids(&context.store, &context.prefix, age)
+                .await
+                .map(|(ids, asked)| (ids.to_vec(), asked))?;
+            context.count(|counters| &counters.erasure_requests, asked.into());
+            hidden.extend_from_slice(&context.given.hidden);
+            Ok::<_, Error>(hidden)
+        };
+        let (objects, hidden): (Vec<Arc<Object>>, Vec<i32>) =
+            runtime::block_on(&context.cancel, async { futures::try_join!(all, erased) })?;
+        let filter = Filter {
+            hidden,
+            ..context.given.clone()
+        };
+        // Nobody else sets it: this happens under the lock.
+        let _ = context.filter.set(filter.sorted());
         *slot = Some(objects.clone());
         Ok(objects)
     }
@@ -286,12 +313,14 @@ impl Relation for Scan {
     }
 
     fn open(&self, projection: &[usize]) -> Result<Vec<Unit>> {
+        // What is known of erased projects decides about the columns.
+        let objects = self.objects()?;
         let needed: Arc<[usize]> = self.needed(projection)?.into();
         let projection: Arc<[usize]> = projection.into();
         let output = decode::Output::new(&projection, &needed)?;
         let mut parts = Vec::new();
         let mut units: Vec<Unit> = Vec::new();
-        for object in self.objects()? {
+        for object in objects {
             let version = object.version();
             let total = version.groups.len();
             let bytes = |group: &plan::GroupPlan| {
@@ -328,6 +357,11 @@ impl Relation for Scan {
 }
 
 impl Context {
+    /// The filter to decode with.
+    fn filter(&self) -> &Filter {
+        self.filter.get().unwrap_or(&self.given)
+    }
+
     fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64, more: u64) {
         counter(&self.counters).fetch_add(more, Ordering::Relaxed);
     }
@@ -341,7 +375,7 @@ impl Version {
         };
         let groups = footer
             .as_ref()
-            .map(|footer| plan::select(footer, &context.filter))
+            .map(|footer| plan::select(footer, &context.given))
             .unwrap_or_default();
         Self {
             generation,

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 
 use crate::error::{Error, Result};
 use crate::footer::{Footer, Parsed};
@@ -33,6 +34,7 @@ pub struct StoredDay {
     pub recorded_sha256: Option<String>,
     pub run_id: Option<String>,
     pub source: Option<String>,
+    pub snapshot_time: Option<DateTime<Utc>>,
     /// What the file says that its rows add up to. The writer compared it with the database's count.
     pub recorded: Option<Tally>,
     pub position: Option<Position>,
@@ -84,6 +86,7 @@ impl StoredDay {
             recorded_sha256,
             run_id: pairs.get(meta::RUN_ID).cloned(),
             source: pairs.get(meta::SOURCE).cloned(),
+            snapshot_time: pairs.get(meta::SNAPSHOT_TIME).and_then(|text| text.parse().ok()),
             recorded: Tally::from_metadata(&pairs),
             position: position.transpose().map_err(|error| Error::corrupt(key, error))?,
             bytes: found.bytes,

@@ -26,14 +26,18 @@ pub struct Verified {
 pub fn verify(store: &Store, prefix: &Prefix, day: Day, cancel: &Cancel) -> Result<Verified> {
     let key = prefix.key(&Scope::Day, day);
     let verified = || {
-        let stored = block_on(cancel, StoredDay::read(store, &key, day))?.ok_or_else(|| Error::NotStored {
-            message: format!("{} is not stored; export the day first", store.url_of(&key)),
-            key: key.clone(),
-        })?;
+        let stored = block_on(cancel, StoredDay::read(store, &key, day))?.ok_or_else(|| not_stored(store, &key))?;
         let tally = stored.verify(store, None, cancel)?;
         Ok(Verified { stored, tally })
     };
     verified().map_err(|error: Error| error.on_day(day))
+}
+
+pub(crate) fn not_stored(store: &Store, key: &str) -> Error {
+    Error::NotStored {
+        message: format!("{} is not stored; export the day first", store.url_of(key)),
+        key: key.to_owned(),
+    }
 }
 
 /// How a source differs from a stored day; ids ascending.

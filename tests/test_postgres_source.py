@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import threading
+import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import psycopg
 import pyarrow.parquet as pq
@@ -240,10 +243,28 @@ class TestStandby:
         while datetime.datetime.now(datetime.UTC) < needed:
             pass
         replica, primary = (url.replace("//postgres:", f"//plain_{name}:") for url in (pair[1], pair[0]))
-        with pytest.raises(StaleSnapshot, match="grant the user pg_read_all_stats, or name the primary"):
+        with pytest.raises(StaleSnapshot, match="If its primary was merely idle, name the primary"):
             exported(tmp_path, PostgresSource(replica, standby_grace=grace), day, allow_empty=True)
         source = PostgresSource(replica, standby_grace=grace, primary=primary)
         assert exported(tmp_path, source, day)["total_records"] == 0
+
+    def test_a_standby_that_was_cut_off_is_refused_until_it_has_caught_up(
+        self, pair: tuple[str, str], standby: Standby, tmp_path: Path
+    ) -> None:
+        """What its receiver says about itself is not believed, neither then nor when it has just reconnected."""
+        now = datetime.datetime.now(datetime.UTC)
+        day = now.date() - datetime.timedelta(days=1)
+        with standby.cut_off():
+            fill(pair[0], day)
+            needed = datetime.datetime.now(datetime.UTC)
+            midnight = datetime.datetime.combine(now.date(), datetime.time.min, datetime.UTC)
+            grace = (needed - midnight).total_seconds()
+            for options in ({}, {"primary": pair[0]}):
+                with pytest.raises(StaleSnapshot, match="is a standby that is known to have replayed until"):
+                    exported(tmp_path, PostgresSource(pair[1], standby_grace=grace, **options), day, allow_empty=True)
+        standby.catch_up()
+        source = PostgresSource(pair[1], standby_grace=grace, primary=pair[0])
+        assert exported(tmp_path, source, day)["total_records"] == 2
 
     def test_an_empty_day_is_confirmed_by_the_primary(
         self, pair: tuple[str, str], standby: Standby, tmp_path: Path
@@ -290,6 +311,46 @@ class TestStandby:
         assert caught.value.retryable
         assert caught.value.sqlstate == "40001"
         assert list(tmp_path.rglob("*.parquet")) == []
+
+
+@pytest.mark.parametrize("options", ["", "?options=-c%20search_path%3Dpublic%20-c%20work_mem%3D8MB"])
+def test_an_export_that_waits_for_an_alter_table_sees_its_rows(database: str, tmp_path: Path, options: str) -> None:
+    """Nothing may take the snapshot before the table is locked: the rewritten table would look empty."""
+    fill(database)
+    ended: list[dict[str, Any]] = []
+    with psycopg.connect(database) as blocker:
+        blocker.execute("ALTER TABLE analytics_pageview ALTER COLUMN view_count TYPE bigint")
+        source = PostgresSource(database + options)
+        waiting = threading.Thread(target=lambda: ended.append(exported(tmp_path, source, allow_empty=True)))
+        waiting.start()
+        with psycopg.connect(database, autocommit=True) as watcher:
+            while watcher.execute("SELECT count(*) FROM pg_locks WHERE NOT granted").fetchone() == (0,):
+                time.sleep(0.02)
+        blocker.commit()
+    waiting.join(20)
+    assert [result["total_records"] for result in ended] == [2]
+
+
+def test_a_list_of_schemas_is_taken_apart_as_the_server_does(database: str, tmp_path: Path) -> None:
+    fill(database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute('CREATE SCHEMA "A ""b"", c"')
+        connection.execute('ALTER TABLE analytics_pageview SET SCHEMA "A ""b"", c"')
+    path = """-csearch_path="$user",PUBLIC\\ ,"A\\ ""b"",\\ c\""""
+    source = PostgresSource(f"{database}?{urlencode({'options': path}, quote_via=quote)}")
+    assert exported(tmp_path, source)["total_records"] == 2
+
+
+def test_the_database_is_known_by_the_same_name_in_a_role_with_fewer_rights(
+    postgres: Postgres, database: str, role: str, tmp_path: Path
+) -> None:
+    """Who may ask for the cluster's identifier is the role, in the export as in the deletion."""
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    source = PostgresSource(database, role=f"reader_{role}")
+    exporter = ParquetAnalyticsExporter(tmp_path.as_uri(), source=source)
+    assert exporter.export_daily_pageviews(DAY)["position"].startswith("database=-/")
+    assert exporter.delete_exported_pageviews(DAY, allow_local_delete=True)["deleted"] == 2
 
 
 def test_a_caller_hears_something_each_second_while_nothing_changes(database: str, tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ class CountingProxy:
         self._thread = threading.Thread(target=self._accept, daemon=True)
         self._thread.start()
 
+    @property
+    def days(self) -> list[tuple[str, str]]:
+        """The requests that are not for the list of erased projects."""
+        return [(method, target) for method, target in self.requests if "/_erased/" not in target]
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
@@ -143,13 +148,16 @@ def test_one_project_of_a_large_day_takes_two_requests_and_little_of_its_bytes(
     [said] = cold(place, proxy, (name, {"args": [slug], **SPAN, **arguments}))
     assert said["rows"] > 0
     assert said["row_groups"] == ROWS // ROW_GROUP == 200
-    assert len(proxy.requests) <= 2
+    # And one, at the same time, for the list of erased projects, once a minute and process.
+    assert len(proxy.days) <= 2
+    assert len(proxy.requests) == len(proxy.days) + 1
+    assert said["erasure_requests"] == 1
     assert proxy.received < 0.03 * size
     # The querier's own account agrees.
     assert said["requests"] == len(proxy.requests)
     assert proxy.received - 4_000 < said["bytes"] <= proxy.received
     assert {method for method, _ in proxy.requests} == {"GET"}
-    assert all(urlsplit(target).path.endswith(KEY) for _, target in proxy.requests)
+    assert all(urlsplit(target).path.endswith(KEY) for _, target in proxy.days)
 
 
 @pytest.mark.parametrize(("slug", "requests"), [("no-such-project", 2), ("zzz-beyond-all", 1), ("000-before-all", 1)])
@@ -159,7 +167,7 @@ def test_a_project_that_is_not_there_takes_the_footer_and_perhaps_a_look_at_wher
     place, size = huge
     [said] = cold(place, proxy, ("top_pages", {"args": [slug], **SPAN}))
     assert said["rows"] == 0
-    assert len(proxy.requests) <= requests
+    assert len(proxy.days) <= requests
     assert proxy.received < 0.03 * size
 
 
@@ -168,7 +176,8 @@ def test_a_footer_is_read_once(huge: tuple[Place, int], sample: SampleData, prox
     slugs = sample.projects()["slug"].to_pylist()[100:103]
     said = cold(place, proxy, *(("top_pages", {"args": [slug], **SPAN}) for slug in slugs))
     assert [answer["footer_requests"] for answer in said] == [1, 0, 0]
-    assert len(proxy.requests) == sum(answer["requests"] for answer in said) == 4
+    assert [answer["erasure_requests"] for answer in said] == [1, 0, 0]
+    assert len(proxy.requests) == sum(answer["requests"] for answer in said) == 5
 
 
 def test_nothing_is_listed_and_every_day_is_asked_for_once(
@@ -181,7 +190,7 @@ def test_nothing_is_listed_and_every_day_is_asked_for_once(
     assert (said["objects"], said["present"], said["absent"]) == (26, 1, 25)
     assert {method for method, _ in proxy.requests} == {"GET"}
     # A listing names the bucket and asks by its query string.
-    assert all(re.fullmatch(r"/.*pageviews_\d{4}-\d\d-\d\d\.parquet", target) for _, target in proxy.requests)
+    assert all(re.fullmatch(r"/.*pageviews_\d{4}-\d\d-\d\d\.parquet", target) for _, target in proxy.days)
     # Of many days only a small end is read at first; the footer of 200 row groups takes a second read.
-    assert len(proxy.requests) == said["requests"] <= 26 + 2
+    assert len(proxy.requests) == said["requests"] <= 26 + 2 + 1
     assert said["waves"] <= 3

@@ -15,6 +15,9 @@ __all__ = [
     "check_prefix",
     "check_slug",
     "delete_day",
+    "erase_from_day",
+    "erase_project",
+    "erased_projects",
     "export_day",
     "parquet_path",
     "plan_export",
@@ -36,7 +39,7 @@ _Coverage = list[tuple[datetime.date, int | None]]
 _Answer = tuple[_ArrowStream, dict[str, int], _Coverage | None]
 _Project = tuple[str | None, int | None]
 _Days = tuple[str, str]
-_Extent = tuple[str, str, list[str] | None, object | None]
+_Extent = tuple[str, str, list[str] | None, object | None, list[int]]
 
 def check_day(text: str) -> str: ...
 def check_slug(text: str) -> None: ...
@@ -84,6 +87,19 @@ def delete_day(
     lock_timeout: float,
     statement_timeout: float,
     progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]: ...
+def erase_project(store: Store, prefix: str, project_id: int, slug: str | None) -> bool: ...
+def erased_projects(store: Store, prefix: str) -> list[int]: ...
+def erase_from_day(
+    store: Store,
+    prefix: str,
+    day: str,
+    *,
+    slugs: Sequence[str],
+    organizations: Mapping[str, Sequence[str]] | None,
+    sort_memory: int,
+    temp_dir: str | None,
+    row_group_rows: int,
 ) -> dict[str, Any]: ...
 
 @final
@@ -155,12 +171,7 @@ class Querier:
     ) -> _Answer: ...
     def present(self, days: Sequence[str], fresh: bool) -> list[datetime.date]: ...
     def pageviews(
-        self,
-        project: _Project,
-        days: _Days,
-        status: int | None,
-        columns: Sequence[str] | None,
-        archived: Sequence[str] | None,
+        self, project: _Project, extent: _Extent, status: int | None, columns: Sequence[str] | None
     ) -> Pageviews: ...
     def explain(
         self, project: _Project, days: _Days, status: int | None, columns: Sequence[str]

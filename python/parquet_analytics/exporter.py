@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from parquet_analytics import _native
-from parquet_analytics._arguments import Date, count, day_text, open_store, settings_prefix, source_of, today
+from parquet_analytics._arguments import Date, count, day_text, open_store, project, settings_prefix, source_of, today
 from parquet_analytics._native import PostgresSource
 from parquet_analytics.exceptions import ConfigurationError, InvalidInput
 
@@ -242,6 +242,48 @@ class ParquetAnalyticsExporter:
             lock_timeout=lock_timeout,
             statement_timeout=statement_timeout,
             progress=progress,
+        )
+
+    def erase_project(self, project_id: int, slug: str | None = None) -> bool:
+        """Erase a project for good: from now on its rows are not shown by any querier of this store and prefix (within
+        the age that footers are believed, 60 seconds by default), and neither exported nor merged again, wherever they
+        come from. Says whether it was not erased before.
+
+        The project is known by its id alone, so that whoever gets its slug is not concerned. ``slug`` is recorded
+        beside it. The list of erased projects is one small object, ``_erased/projects.json`` below the prefix, changed
+        only under a condition; :class:`CommitStateUnknown` when it cannot be found out whether it was, and erasing
+        again is safe. Rows stay in files until :meth:`erase_from_day`.
+        """
+        _, number = project(None, project_id)
+        if slug is not None:
+            _native.check_slug(slug)
+        return _native.erase_project(self._store, self._prefix, cast(int, number), slug)
+
+    def erased_projects(self) -> list[int]:
+        """The ids of the projects that were erased."""
+        return _native.erased_projects(self._store, self._prefix)
+
+    def erase_from_day(
+        self,
+        target_date: Date,
+        *,
+        slugs: Iterable[str] = (),
+        per_organization: Mapping[str, Iterable[str]] | None = None,
+    ) -> dict[str, Any]:
+        """Write a stored day again without the rows of erased projects, and read it back; ``outcome`` is
+        ``"unchanged"`` when it has none. The result is that of :meth:`export_daily_pageviews`.
+
+        The projects' copies below these ``slugs`` are deleted (an export with ``per_project`` writes those of a new
+        owner anew), and organizations' copies are written anew where ``per_organization`` gives their projects.
+        :class:`DayNotStored` when there is no file.
+        """
+        return _native.erase_from_day(
+            self._store,
+            self._prefix,
+            _target(target_date),
+            slugs=list(slugs),
+            organizations=_organizations(per_organization, None),
+            **self._settings,
         )
 
     def _writable(self, database: str | PostgresSource | None) -> PostgresSource:

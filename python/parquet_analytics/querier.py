@@ -25,8 +25,9 @@ from parquet_analytics.exceptions import InvalidInput
 
 __all__ = ["ParquetAnalyticsQuerier", "Question", "with_coverage"]
 
-Extent = tuple[str, str, list[str] | None, pa.Table | None]
-"""First and last day, the days whose files are read (``None``: all), and rows that come from elsewhere."""
+Extent = tuple[str, str, list[str] | None, pa.Table | None, list[int]]
+"""First and last day, the days whose files are read (``None``: all), rows that come from elsewhere, and the ids of
+projects that are not shown."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class ParquetAnalyticsQuerier:
     @property
     def stats(self) -> dict[str, int] | None:
         """What the last question took: ``objects`` (days asked about), ``present``, ``absent``, ``requests``
-        (``footer_requests`` and ``data_requests``), ``waves`` (round trips in a row), ``bytes`` received,
+        (``footer_requests``, ``data_requests``, and ``erasure_requests`` for the list of erased projects, which is
+        remembered as footers are), ``waves`` (round trips in a row), ``bytes`` received,
         ``row_groups``, ``row_groups_read``, ``rows_decoded`` and ``rows``. ``None`` before the first question."""
         return self._stats
 
@@ -144,11 +146,11 @@ class ParquetAnalyticsQuerier:
         return self._stream(_question((project_slug, project_id), (since, until), status), _names(columns))
 
     def _read(self, question: Question, columns: list[str] | None) -> pa.Table:
-        native = self._native.pageviews(question.project, question.days, question.status, columns, None)
+        native = self._native.pageviews(question.project, (*question.days, None, None, []), question.status, columns)
         return self._answer(question, native.read_all())
 
     def _stream(self, question: Question, columns: list[str] | None) -> pa.RecordBatchReader:
-        stream = self._native.pageviews(question.project, question.days, question.status, columns, None)
+        stream = self._native.pageviews(question.project, (*question.days, None, None, []), question.status, columns)
         covered = _coverage(question, stream.coverage())
         schema = with_coverage(pa.schema(stream.schema()), covered)
 
@@ -277,7 +279,7 @@ class ParquetAnalyticsQuerier:
         )
 
     def _report(self, question: Question, ask: Callable[[Extent], Any]) -> pa.Table:
-        return self._answer(question, ask((*question.days, None, None)))
+        return self._answer(question, ask((*question.days, None, None, [])))
 
     def _answer(self, question: Question, answer: Any) -> pa.Table:
         stream, self._stats, files = answer

@@ -10,11 +10,13 @@ use pyo3::types::PyDict;
 
 use crate::copies::CopyPlan;
 use crate::delete::{self, DeleteOptions, DeleteProgress};
+use crate::erase;
+use crate::erased;
 use crate::error::{Error, Result};
 use crate::export::{self, ExportOptions, Exported, Planned, Progress};
 use crate::footer::MAX_GROUP_ROWS;
-use crate::keys::{Day, Prefix, Scope};
-use crate::runtime::Cancel;
+use crate::keys::{Day, Prefix, Scope, Slug};
+use crate::runtime::{Cancel, block_on};
 use crate::sort::SortOptions;
 use crate::source::postgres::deletion::Limits;
 use crate::source::{BadRows, LeftRow};
@@ -214,6 +216,76 @@ fn first_ids(ids: &[i64]) -> &[i64] {
     &ids[..ids.len().min(LISTED_IDS)]
 }
 
+/// Adds a project to the erased ones; says whether it was not among them.
+#[pyfunction]
+pub fn erase_project(
+    py: Python<'_>,
+    store: &PyStore,
+    prefix: &str,
+    project_id: i32,
+    slug: Option<&str>,
+) -> PyResult<bool> {
+    let prefix: Prefix = prefix.parse().or_raise()?;
+    run_quietly(py, |cancel| {
+        block_on(cancel, erased::add(&store.inner, &prefix, project_id, slug))
+    })
+}
+
+/// The ids of the erased projects, asked anew.
+#[pyfunction]
+pub fn erased_projects(py: Python<'_>, store: &PyStore, prefix: &str) -> PyResult<Vec<i32>> {
+    let prefix: Prefix = prefix.parse().or_raise()?;
+    let asked = run_quietly(py, |cancel| {
+        block_on(cancel, erased::ids(&store.inner, &prefix, Duration::ZERO))
+    });
+    Ok(asked?.0.to_vec())
+}
+
+/// Writes a stored day again without the rows of erased projects, and deletes the copies of these slugs.
+#[pyfunction]
+#[pyo3(signature = (store, prefix, day, *, slugs, organizations, sort_memory, temp_dir, row_group_rows))]
+#[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
+pub fn erase_from_day<'py>(
+    py: Python<'py>,
+    store: &PyStore,
+    prefix: &str,
+    day: &str,
+    slugs: Vec<String>,
+    organizations: Option<BTreeMap<String, Vec<String>>>,
+    sort_memory: usize,
+    temp_dir: Option<PathBuf>,
+    row_group_rows: usize,
+) -> PyResult<Bound<'py, PyDict>> {
+    let day: Day = day.parse().or_raise()?;
+    let options = ExportOptions {
+        prefix: prefix.parse().or_raise()?,
+        copies: CopyPlan {
+            per_project: false,
+            organizations,
+        },
+        sort: SortOptions {
+            memory_bytes: sort_memory,
+            temp_dir,
+        },
+        row_group_rows,
+        ..ExportOptions::default()
+    };
+    let slugs = slugs
+        .iter()
+        .map(|slug| slug.parse::<Slug>())
+        .collect::<Result<Vec<_>>>();
+    let slugs = slugs.or_raise()?;
+    let exported = run_quietly(py, |cancel| {
+        let exported = erase::erase(&store.inner, day, &options, cancel)?;
+        for slug in slugs {
+            let key = options.prefix.key(&Scope::Project(slug), day);
+            block_on(cancel, store.inner.delete(&key))?;
+        }
+        Ok(exported)
+    })?;
+    describe(py, &exported)
+}
+
 /// Reads a day's file back and verifies it; with a source, says how the two differ.
 #[pyfunction]
 pub fn verify_day<'py>(
@@ -229,6 +301,10 @@ pub fn verify_day<'py>(
     let mut source = source.map(AnySource::open).transpose()?;
     let work = |cancel: &Cancel| {
         let verified = verify::verify(&store.inner, &prefix, day, cancel)?;
+        if let Some(source) = &mut source {
+            let (erased, _) = block_on(cancel, erased::ids(&store.inner, &prefix, Duration::ZERO))?;
+            source.exclude(&erased);
+        }
         let differences = source
             .as_mut()
             .map(|source| verify::compare(&verified.stored, source.as_mut(), cancel))

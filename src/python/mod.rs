@@ -50,6 +50,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(exporter::export_day, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::verify_day, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::delete_day, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::erase_project, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::erased_projects, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::erase_from_day, module)?)?;
     module.add_class::<store::PyStore>()?;
     module.add_class::<sources::PyPostgresSource>()?;
     module.add_class::<sample::PySample>()?;

@@ -44,8 +44,9 @@ type PyCoverage = Vec<(NaiveDate, Option<u64>)>;
 type Days = (String, String);
 /// The days whose files are read, when not all.
 type Archived = Option<Vec<String>>;
-/// First and last day, the days whose files are read, and rows from elsewhere.
-type Asked = (String, String, Archived, Option<PyTable>);
+/// First and last day, the days whose files are read, rows from elsewhere, and the ids of projects that are not shown,
+/// beside the erased ones.
+type Asked = (String, String, Archived, Option<PyTable>, Vec<i32>);
 
 #[pymethods]
 impl PyQuerier {
@@ -110,7 +111,7 @@ impl PyQuerier {
         status: Option<i16>,
         per_version: bool,
     ) -> PyResult<Answer<'py>> {
-        let (filter, extent) = (filter(project, status), whole(extent)?);
+        let (filter, extent) = whole(filter(project, status), extent)?;
         answer(
             py,
             run_quietly(py, |cancel| {
@@ -127,7 +128,7 @@ impl PyQuerier {
         status: Option<i16>,
         fill: bool,
     ) -> PyResult<Answer<'py>> {
-        let (filter, extent) = (filter(project, status), whole(extent)?);
+        let (filter, extent) = whole(filter(project, status), extent)?;
         answer(
             py,
             run_quietly(py, |cancel| self.inner.daily_totals(filter, extent, fill, cancel))?,
@@ -146,9 +147,9 @@ impl PyQuerier {
         let filter = Filter {
             projects,
             project_id,
-            statuses: None,
+            ..Filter::default()
         };
-        let extent = whole(extent)?;
+        let (filter, extent) = whole(filter, extent)?;
         answer(
             py,
             run_quietly(py, |cancel| self.inner.sql(filter, extent, query, params.0, cancel))?,
@@ -167,13 +168,11 @@ impl PyQuerier {
         &self,
         py: Python<'_>,
         project: Project,
-        days: Days,
+        extent: Asked,
         status: Option<i16>,
         columns: Option<Vec<String>>,
-        archived: Archived,
     ) -> PyResult<Pageviews> {
-        let (since, until) = days;
-        let (filter, extent) = (filter(project, status), whole((since, until, archived, None))?);
+        let (filter, extent) = whole(filter(project, status), extent)?;
         let cancel = Cancel::new();
         let start = || self.inner.pageviews(filter, extent, columns.as_deref(), &cancel);
         let stream = run(py, &cancel, start, |_| Ok(()))?;
@@ -277,10 +276,11 @@ fn parsed(days: &[String]) -> PyResult<Vec<Day>> {
     days.iter().map(|day| day.parse::<Day>().or_raise()).collect()
 }
 
-fn whole((since, until, archived, live): Asked) -> PyResult<Extent> {
+fn whole(filter: Filter, (since, until, archived, live, hidden): Asked) -> PyResult<(Filter, Extent)> {
     let archived = archived.map(|days| parsed(&days)).transpose()?;
     let live = live.map(|table| table.into_inner().0).unwrap_or_default();
-    Extent::new(span(&(since, until))?, archived, live).or_raise()
+    let extent = Extent::new(span(&(since, until))?, archived, live).or_raise()?;
+    Ok((Filter { hidden, ..filter }, extent))
 }
 
 fn coverage(days: Coverage) -> PyCoverage {
@@ -292,6 +292,7 @@ fn filter((slug, project_id): Project, status: Option<i16>) -> Filter {
         projects: slug.map(|slug| vec![slug]),
         project_id,
         statuses: status.map(|status| vec![status]),
+        hidden: Vec::new(),
     }
 }
 
@@ -309,6 +310,7 @@ fn stats(py: Python<'_>, stats: Stats) -> PyResult<Bound<'_, PyDict>> {
         ("absent", stats.absent),
         ("requests", stats.requests),
         ("footer_requests", stats.footer_requests),
+        ("erasure_requests", stats.erasure_requests),
         ("data_requests", stats.data_requests),
         ("waves", stats.waves),
         ("bytes", stats.bytes),

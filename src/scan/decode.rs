@@ -207,7 +207,7 @@ impl Decoder {
             self.left = self.left.saturating_sub(batch.num_rows() as u64);
             context.count(|counters| &counters.rows_decoded, batch.num_rows() as u64);
             let passed =
-                filter(&batch, &context.filter, &self.part.columns).and_then(|batch| self.output.apply(&batch));
+                filter(&batch, context.filter(), &self.part.columns).and_then(|batch| self.output.apply(&batch));
             let passed = passed.map_err(|error| self.corrupt(error))?;
             if passed.num_rows() > 0 {
                 context.count(|counters| &counters.rows, passed.num_rows() as u64);
@@ -359,6 +359,14 @@ fn filter(batch: &RecordBatch, filter: &Filter, columns: &[usize]) -> Result<Rec
             .downcast_ref::<Int32Array>()
             .ok_or_else(|| wrong(schema::PROJECT_ID))?;
         also(BooleanBuffer::collect_bool(values.len(), |row| values.value(row) == id));
+    }
+    if !filter.hidden.is_empty() {
+        let values = column(schema::PROJECT_ID)?
+            .downcast_ref::<Int32Array>()
+            .ok_or_else(|| wrong(schema::PROJECT_ID))?;
+        also(BooleanBuffer::collect_bool(values.len(), |row| {
+            filter.hidden.binary_search(&values.value(row)).is_err()
+        }));
     }
     if let Some(statuses) = &filter.statuses {
         let values = column(schema::STATUS)?

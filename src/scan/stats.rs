@@ -12,8 +12,10 @@ pub struct Stats {
     pub present: u64,
     pub absent: u64,
     pub footer_requests: u64,
+    /// For the list of erased projects.
+    pub erasure_requests: u64,
     pub data_requests: u64,
-    /// Both kinds together; there are no others.
+    /// All kinds together; there are no others.
     pub requests: u64,
     /// Round trips that had to wait for one another.
     pub waves: u64,
@@ -59,6 +61,7 @@ pub enum State {
 #[derive(Default)]
 pub(super) struct Counters {
     pub footer_requests: AtomicU64,
+    pub erasure_requests: AtomicU64,
     pub data_requests: AtomicU64,
     pub footer_waves: AtomicU64,
     pub data_waves: AtomicU64,
@@ -73,10 +76,12 @@ impl Counters {
     pub fn read(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (footer_requests, data_requests) = (read(&self.footer_requests), read(&self.data_requests));
+        let erasure_requests = read(&self.erasure_requests);
         Stats {
             footer_requests,
             data_requests,
-            requests: footer_requests + data_requests,
+            erasure_requests,
+            requests: footer_requests + data_requests + erasure_requests,
             waves: read(&self.footer_waves) + read(&self.data_waves),
             bytes: read(&self.bytes),
             row_groups_read: read(&self.row_groups_read),

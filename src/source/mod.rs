@@ -21,6 +21,10 @@ use crate::tally::Tally;
 pub type Sink<'a> = dyn FnMut(RecordBatch) -> Result<()> + 'a;
 
 pub trait Source: Send {
+    /// Projects, by id, whose rows are from now on neither handed over nor counted. A source that hands them over
+    /// all the same has to be one that does not count.
+    fn exclude(&mut self, _projects: &[i32]) {}
+
     /// Hands every row of `day` to `sink`. Values that do not fit the schema are errors that name the row's
     /// id and column, or are left out and listed, as `bad_rows` says.
     fn read(&mut self, day: Day, bad_rows: BadRows, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary>;

@@ -106,11 +106,13 @@ fn cases() -> impl Strategy<Value = Case> {
             prop::sample::select(vec![200i16, 404, 0, 301, i16::MAX, 500, -1]),
             0..4,
         )),
+        prop::collection::vec(9..19i32, 0..3),
     )
-        .prop_map(|(projects, project_id, statuses)| Filter {
+        .prop_map(|(projects, project_id, statuses, hidden)| Filter {
             projects: projects.map(|slugs| slugs.into_iter().map(str::to_owned).collect()),
             project_id,
             statuses,
+            hidden,
         });
     let layout = (1..200usize, 1..40usize, 0..4u8).prop_map(|(group_rows, page_rows, kind)| Layout {
         group_rows,
@@ -172,6 +174,7 @@ proptest! {
                 case.filter.projects.as_ref().is_none_or(|slugs| slugs.contains(&row.project_slug))
                     && case.filter.project_id.is_none_or(|id| id == row.project_id)
                     && case.filter.statuses.as_ref().is_none_or(|statuses| statuses.contains(&row.status))
+                    && !case.filter.hidden.contains(&row.project_id)
             };
             expected.splice(0..0, all.iter().filter(passes).cloned());
         }

@@ -10,7 +10,7 @@ from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import path
 
-from parquet_analytics.django.models import Run
+from parquet_analytics.django.models import Erasure, Run
 from parquet_analytics.exceptions import ParquetAnalyticsError
 
 __all__ = ["RunAdmin"]
@@ -18,10 +18,27 @@ __all__ = ["RunAdmin"]
 _STATUS_DAYS = 90
 
 
-@admin.register(Run)
-class RunAdmin(admin.ModelAdmin):
-    """Read-only: what has happened is not edited."""
+class _ReadOnly(admin.ModelAdmin):
+    """What has happened is not edited."""
 
+    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's signature
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+
+@admin.register(Erasure)
+class ErasureAdmin(_ReadOnly):
+    list_display = ("project_id", "slug", "requested_at", "recorded_at", "finished_at", "error")
+    search_fields = ("=project_id", "slug")
+
+
+@admin.register(Run)
+class RunAdmin(_ReadOnly):
     list_display = ("day", "kind", "state", "outcome", "rows", "views", "bytes", "deleted", "started_at", "seconds")
     list_filter = ("state", "kind", "day", "outcome", "database", "error_type")
     search_fields = ("=key", "=run_id", "=task_id", "=sha256", "error")
@@ -48,15 +65,6 @@ class RunAdmin(admin.ModelAdmin):
         if run.finished_at is None:
             return "-"
         return f"{(run.finished_at - run.started_at).total_seconds():.1f}"
-
-    def has_add_permission(self, request: HttpRequest) -> bool:  # noqa: ARG002 - Django's signature
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
-        return False
 
     def get_urls(self) -> list[Any]:
         page = self.admin_site.admin_view(self.status_page)

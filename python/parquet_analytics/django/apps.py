@@ -12,6 +12,7 @@ class ParquetAnalyticsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from parquet_analytics.django import checks
+        from parquet_analytics.django import checks, erasure
 
         checks.register()
+        erasure.connect()

@@ -108,10 +108,9 @@ def _replica() -> Iterator[Finding]:
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT pg_is_in_recovery(), clock_timestamp() - pg_last_xact_replay_timestamp(),"
-            " pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),"
             " pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn(), EXISTS (SELECT 1 FROM pg_stat_wal_receiver)"
         )
-        standby, behind, may_see, all_replayed, fed = cursor.fetchone()
+        standby, behind, all_replayed, fed = cursor.fetchone()
     if not standby:
         yield Finding("replica", "ok", f"{alias!r} is a primary")
         return
@@ -135,13 +134,6 @@ def _replica() -> Iterator[Finding]:
             "failed",
             f"{alias!r} is a standby whose replay is {behind or 'an unknown time'} behind",
             "Until it has replayed a day's end, the day is not exported. Look at its replication.",
-        )
-    elif not may_see and write_alias(mapping) == alias:
-        yield Finding(
-            "replica",
-            "warning",
-            f"{alias!r} is a standby, and this user may not see whether it is still fed",
-            "GRANT pg_read_all_stats, or set WRITE_DATABASE to the primary: else an idle night is a reason to wait.",
         )
     else:
         yield Finding("replica", "ok", f"{alias!r} is a standby; its last replayed transaction is {behind} old")

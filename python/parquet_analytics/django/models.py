@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from django.db import models
 
-__all__ = ["Run"]
+__all__ = ["Erasure", "Run"]
 
 
 class Run(models.Model):
@@ -72,3 +72,21 @@ class Run(models.Model):
 
     def __str__(self) -> str:
         return f"{self.day} {self.kind}: {self.state}"
+
+
+class Erasure(models.Model):
+    """A project that was deleted, and whose page views are to go from the archive. Written in the transaction that
+    deletes the project, so that none is forgotten, whatever happens to the store and the workers afterwards."""
+
+    project_id = models.BigIntegerField(unique=True)
+    slug = models.CharField(max_length=255, blank=True)
+    requested_at = models.DateTimeField(auto_now_add=True)
+    recorded_at = models.DateTimeField(null=True, help_text="When every reader of the store was told.")
+    finished_at = models.DateTimeField(null=True, help_text="When its rows had gone from every file.")
+    error = models.TextField(blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+
+    def __str__(self) -> str:
+        return f"project {self.project_id}"

@@ -21,6 +21,7 @@ from django.db import InterfaceError, OperationalError, connections, router, tra
 from parquet_analytics.coverage import Coverage, spans
 from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
+from parquet_analytics.django.erasure import hidden_projects
 from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.live import LiveRows
 from parquet_analytics.django.mapping import configured
@@ -31,6 +32,8 @@ from parquet_analytics.querier import Extent, ParquetAnalyticsQuerier, Question,
 __all__ = ["PageViewsQuerier", "pageviews_querier"]
 
 _ATTEMPTS = 5
+# The extent of a question that reads nothing.
+_NO_DAY: Extent = ("2000-01-01", "2000-01-01", [], None, [])
 _DOWN = (OperationalError, InterfaceError)
 
 _log = logging.getLogger("parquet_analytics.django")
@@ -58,6 +61,8 @@ class Ledger:
     """Days with a run, whatever became of it."""
     deleted: Days = field(default_factory=set)
     """Days of which rows may have been deleted, so that the table may hold a part."""
+    hidden: list[int] = field(default_factory=list)
+    """Ids of projects that are being erased."""
     asked: bool = False
 
 
@@ -88,7 +93,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
     ) -> None:
         super().__init__(timeout=timeout, memory_limit=memory_limit, max_age=max_age)
         # Asked of the native module, so that the schema stands in one place. Reads nothing.
-        nothing = self._native.pageviews(("-", None), ("2000-01-01", "2000-01-01"), None, None, [])
+        nothing = self._native.pageviews(("-", None), _NO_DAY, None, None)
         self._schema = pa.schema(nothing.schema())
         self._live = LiveRows(configured(), self._schema)
         self._location = "/".join(part for part in (self._native.url.rstrip("/"), self._native.prefix) if part)
@@ -98,7 +103,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
 
     def _report(self, question: Question, ask: Callable[[Extent], Any]) -> pa.Table:
         def answer(split: Split, live: pa.Table | None) -> tuple[Any, Any]:
-            found = ask((*question.days, _texts(split.archived), live))
+            found = ask((*question.days, _texts(split.archived), live, split.ledger.hidden))
             return found, found[2]
 
         found, split, files = self._decide(question, answer)
@@ -141,8 +146,8 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
             files: list[Any] = []
             for first, last, archived in sorted(places, reverse=True):
                 if archived:
-                    span = first.isoformat(), last.isoformat()
-                    stream = self._native.pageviews(question.project, span, question.status, columns, None)
+                    extent = (first.isoformat(), last.isoformat(), None, None, split.ledger.hidden)
+                    stream = self._native.pageviews(question.project, extent, question.status, columns)
                     files += stream.coverage() or []
                     segments.append(stream)
                 elif live is not None:
@@ -155,7 +160,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         if columns is None:
             return self._schema
         # Names are checked by the native module, which knows what to say about an unknown one.
-        self._native.pageviews(("-", None), ("2000-01-01", "2000-01-01"), None, columns, [])
+        self._native.pageviews(("-", None), _NO_DAY, None, columns)
         return pa.schema([self._schema.field(name) for name in columns])
 
     def _decide(self, question: Question, ask: Ask) -> tuple[Any, Split, Any]:
@@ -245,6 +250,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
             # A question that fails spoils a transaction of the caller unless it has a savepoint of its own.
             shared = connections[alias].in_atomic_block
             with transaction.atomic(using=alias) if shared else contextlib.nullcontext():
+                found.hidden = hidden_projects()
                 for kind, day, state in wanted.order_by("id").values_list("kind", "day", "state"):
                     if kind == Run.Kind.DELETE:
                         found.deleted.add(day)

@@ -94,7 +94,7 @@ class ShadowQuerier(PageViewsQuerier):
         if not verified:
             return None
         live = self._live.rows(question, verified)
-        stored = self._stored(question, verified)
+        stored = self._stored(question, verified, ledger)
         by = list(question.summed_by or self._schema.names)
         theirs, ours = (_comparable(table, by) for table in (live, stored))
         if theirs == ours:
@@ -102,10 +102,10 @@ class ShadowQuerier(PageViewsQuerier):
         only_theirs, only_ours = sorted(theirs - ours, key=repr)[:3], sorted(ours - theirs, key=repr)[:3]
         return f"{question}: only in the table: {only_theirs}; only in the archive: {only_ours}"
 
-    def _stored(self, question: Question, verified: set[Any]) -> pa.Table:
+    def _stored(self, question: Question, verified: set[Any], ledger: Ledger) -> pa.Table:
         texts = [day.isoformat() for day in sorted(verified)]
         slugs = None if question.slugs is None else list(question.slugs)
-        extent = (*question.days, texts, None)
+        extent = (*question.days, texts, None, ledger.hidden)
         sql = "SELECT * FROM pageviews WHERE $1 IS NULL OR status = $1"
         stream, _, _ = self._native.sql(sql, [question.status], extent, slugs, question.project_id)
         return pa.table(stream)

@@ -21,7 +21,12 @@ from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
 from parquet_analytics.exceptions import DayHasNoRows, DayIsTaken, InvalidInput, ParquetAnalyticsError
 
-__all__ = ["backfill_pageviews_to_parquet", "delete_exported_pageviews", "export_pageviews_to_parquet"]
+__all__ = [
+    "backfill_pageviews_to_parquet",
+    "delete_exported_pageviews",
+    "erase_deleted_projects",
+    "export_pageviews_to_parquet",
+]
 
 _log = logging.getLogger("parquet_analytics.django")
 
@@ -52,7 +57,7 @@ _options: dict[str, Any] = {
 def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     """Export the day ``date`` (YYYY-MM-DD), or without it every finished day of the last LOOKBACK_DAYS that has no
     verified file or has changed since, the oldest first: a missed night heals by itself."""
-    from parquet_analytics.django import runs, signals
+    from parquet_analytics.django import erasure, runs, signals
 
     if date is not None:
         _export(self, [_day(date)])
@@ -68,6 +73,8 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     if missing:
         _log.warning("days without a verified file are exported now: %s", ", ".join(map(str, missing)))
         signals.tell(signals.days_missing, days=missing)
+    # What was deleted while there was no broker to tell.
+    erasure.erase_pending(self.request.id or "")
     _export(self, [each.day for each in due])
 
 
@@ -109,6 +116,20 @@ def delete_exported_pageviews(self: Task) -> None:
         )
         signals.tell(signals.days_missing, days=missing)
     _each(self, "delete", [day for day in found if day in verified], _delete_day)
+
+
+@shared_task(name="parquet_analytics.erase_deleted_projects", bind=True, **_options)
+def erase_deleted_projects(self: Task) -> None:
+    """Take the page views of deleted projects out of the store: files, and copies."""
+    from parquet_analytics.django.erasure import erase_pending
+
+    try:
+        erase_pending(self.request.id or "")
+    except ParquetAnalyticsError as error:
+        if error.retryable and not _last_try(self):
+            raise self.retry(exc=error, countdown=_pause(self, [error]), **_queue()) from error
+        _log.error("erasing deleted projects failed: %s", error, extra=_extra(error.day, error.key, error.run_id))
+        raise
 
 
 def _delete_day(day: datetime.date, task_id: str) -> None:
@@ -194,8 +215,8 @@ def _final(kind: str, day: datetime.date, error: Exception) -> None:
     _log.error("%s of page views failed: %s", kind, error, extra=about)
 
 
-def _extra(day: datetime.date, key: str | None = None, run_id: str | None = None) -> dict[str, str | None]:
-    return {"day": day.isoformat(), "key": key, "run_id": run_id}
+def _extra(day: datetime.date | None, key: str | None = None, run_id: str | None = None) -> dict[str, str | None]:
+    return {"day": None if day is None else day.isoformat(), "key": key, "run_id": run_id}
 
 
 def _queue() -> dict[str, str]:

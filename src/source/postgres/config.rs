@@ -49,23 +49,49 @@ impl PostgresOptions {
         })
     }
 
-    /// Statements at the beginning of each transaction, of which none gives a row.
+    /// Statements at the beginning of each transaction. None gives a row, and none takes the transaction's snapshot, for
+    /// which it would be too early: the table is not locked yet.
     pub(super) fn session(&self) -> String {
         let mut statements = String::new();
         for (name, value) in &self.target.settings {
-            // SET takes a list such as search_path apart in its own way; this takes it as the server's options do.
-            let call = format!(
-                "BEGIN PERFORM set_config({}, {}, true); END",
-                literal(name),
-                literal(value)
-            );
-            statements += &format!("DO {};", literal(&call));
+            statements += &format!("SET LOCAL {name} = {};", setting(name, value));
         }
         if let Some(role) = &self.role {
             statements += &format!("SET LOCAL ROLE {role};");
         }
         statements
     }
+}
+
+/// Settings whose value SET takes apart as a list of names, each of which it quotes.
+const LISTS: [&str; 4] = [
+    "local_preload_libraries",
+    "search_path",
+    "session_preload_libraries",
+    "temp_tablespaces",
+];
+
+/// What SET has to be given to mean what the server's options would have meant.
+fn setting(name: &str, value: &str) -> String {
+    if !LISTS.contains(&name.to_ascii_lowercase().as_str()) {
+        return literal(value);
+    }
+    let mut names = vec![String::new()];
+    let mut quoted = false;
+    let mut characters = value.chars().peekable();
+    while let Some(c) = characters.next() {
+        let Some(name) = names.last_mut() else { break };
+        match c {
+            '"' if quoted && characters.peek() == Some(&'"') => name.extend(characters.next()),
+            '"' => quoted = !quoted,
+            _ if quoted => name.push(c),
+            ',' => names.push(String::new()),
+            _ if c.is_ascii_whitespace() => {}
+            _ => name.extend(c.to_lowercase()),
+        }
+    }
+    let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
+    names.join(", ")
 }
 
 /// A column or table name, quoted when it becomes SQL.

@@ -65,11 +65,9 @@ pub struct Snapshot<'a> {
     may_identify: bool,
 }
 
-/// Times up to which a standby has replayed: that of the last transaction, and, since an idle primary has none, when the
-/// primary last said that there is no more. Who may not see the latter gets NULL.
-const REPLAYED_TIMES: &str = "(extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::bigint::text,
-    (SELECT (extract(epoch FROM last_msg_send_time) * 1000000)::bigint::text FROM pg_stat_wal_receiver
-     WHERE status = 'streaming' AND latest_end_lsn <= pg_last_wal_replay_lsn())";
+/// When the last transaction that a standby has replayed was committed. What its receiver says of the primary is no help when
+/// there was none for a while: it repeats what it was told before it lost touch, and a backlog's end that was merely sent.
+const REPLAYED_UNTIL: &str = "(extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000000)::bigint::text";
 
 /// The standby's end of the replayed log, the primary's end of the written one.
 const END_OF_LOG: &str =
@@ -110,7 +108,7 @@ impl<'a> Snapshot<'a> {
         // known before the snapshot, and is of no use about another server.
         let mut begin = format!(
             "BEGIN READ ONLY;
-             SELECT pg_is_in_recovery()::text, {END_OF_LOG}::text, {REPLAYED_TIMES};
+             SELECT pg_is_in_recovery()::text, {END_OF_LOG}::text, {REPLAYED_UNTIL};
              COMMIT;
              BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
              {session}
@@ -131,11 +129,8 @@ impl<'a> Snapshot<'a> {
         let began = snapshot.query("beginning a transaction", &begin).await?;
         snapshot.standby = is_true(&began, 0)?;
         snapshot.replayed = said(&began, 1)?;
-        snapshot.replayed_until = [2, 3]
-            .into_iter()
-            .filter_map(|column| began.first().and_then(|row| text(row, column).ok()?))
-            .filter_map(|micros| DateTime::from_timestamp_micros(micros.parse().ok()?))
-            .max();
+        let until = began.first().map(|row| text(row, 2)).transpose()?.flatten();
+        snapshot.replayed_until = until.and_then(|micros| DateTime::from_timestamp_micros(micros.parse().ok()?));
         if let Some(table) = table.filter(|_| is(2).unwrap_or_default()) {
             let lock = format!("LOCK TABLE {table} IN ACCESS SHARE MODE");
             snapshot.query("waiting for the table", &lock).await?;

@@ -46,9 +46,10 @@ impl<'a> Deleter<'a> {
         let options = &source.options;
         let mut session = Session::connect(options).await?;
         let rows = session
-            .query(
+            .query_as(
+                options,
                 "looking at the server",
-                "SELECT pg_is_in_recovery()::text, (current_setting('transaction_read_only') = 'on')::text,
+                "SELECT pg_is_in_recovery()::text, (current_setting('default_transaction_read_only') = 'on')::text,
                         has_function_privilege('pg_control_system()', 'EXECUTE')::text,
                         (current_setting('server_encoding') = 'SQL_ASCII')::text",
             )
@@ -78,7 +79,7 @@ impl<'a> Deleter<'a> {
             begin += "SET LOCAL client_encoding = 'SQL_ASCII';";
         }
         let sql = format!("SELECT {}", identity(is_true(&rows, 2)?));
-        let database = said(&session.query("identifying the database", &sql).await?, 0)?;
+        let database = said(&session.query_as(options, "identifying the database", &sql).await?, 0)?;
         let dates = source.dates().await?;
         let unique = unique_ids(options);
         let unique = session.query_as(options, "looking at the indexes", &unique).await?;
@@ -157,7 +158,11 @@ impl<'a> Deleter<'a> {
         let sql = "SELECT coalesce(bool_or(state IS NULL), false)::text,
                           (coalesce(extract(epoch FROM max(replay_lag)), 0) * 1000)::bigint::text
                    FROM pg_stat_replication";
-        let rows = self.session.query("asking how far replicas are behind", sql).await?;
+        let options = &self.source.options;
+        let rows = self
+            .session
+            .query_as(options, "asking how far replicas are behind", sql)
+            .await?;
         if is_true(&rows, 0)? {
             return Err(Error::configuration(format!(
                 "user {:?} may not see how far replicas are behind; grant it the role pg_monitor, or leave max_replica_lag out",

@@ -34,11 +34,16 @@ const IDS_AT_ONCE: usize = 10_000;
 #[derive(Debug, Clone)]
 pub struct PostgresSource {
     options: PostgresOptions,
+    /// Projects whose rows are passed over.
+    excluded: Vec<i32>,
 }
 
 impl PostgresSource {
     pub fn new(options: PostgresOptions) -> Self {
-        Self { options }
+        Self {
+            options,
+            excluded: Vec::new(),
+        }
     }
 
     /// The user and server, for messages.
@@ -133,13 +138,23 @@ impl PostgresSource {
     /// `FROM table WHERE date = day`.
     fn of_day(&self, day: Day, dates: Dates) -> String {
         let (table, date) = (&self.options.table, &self.options.columns.date);
-        match dates {
+        let mut rows = match dates {
             Dates::Days => format!("FROM {table} WHERE {date} = '{day}'"),
             Dates::Times => format!(
                 "FROM {table} WHERE {date} >= '{day} 00:00:00+00' AND {date} < '{} 00:00:00+00'",
                 day.plus_days(1)
             ),
+        };
+        if !self.excluded.is_empty() {
+            let ids: Vec<String> = self.excluded.iter().map(i32::to_string).collect();
+            // A project that is NULL is a row to complain about, not one to pass over.
+            rows += &format!(
+                " AND ({0} IS NULL OR {0} <> ALL('{{{1}}}'::bigint[]))",
+                self.options.columns.project_id,
+                ids.join(",")
+            );
         }
+        rows
     }
 
     /// The names of the columns to copy, for a query.
@@ -284,7 +299,11 @@ impl PostgresSource {
         let Some(options) = standby::of_primary(&self.options) else {
             return Ok(());
         };
-        let rows = Self::new(options).count_rows(day).await?;
+        let primary = Self {
+            options,
+            excluded: self.excluded.clone(),
+        };
+        let rows = primary.count_rows(day).await?;
         if rows == 0 {
             return Ok(());
         }
@@ -298,6 +317,10 @@ impl PostgresSource {
 }
 
 impl Source for PostgresSource {
+    fn exclude(&mut self, projects: &[i32]) {
+        self.excluded = projects.to_vec();
+    }
+
     fn read(&mut self, day: Day, bad_rows: BadRows, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary> {
         block_on(cancel, self.read_snapshot(day, bad_rows, sink, cancel))
     }

@@ -52,7 +52,7 @@ pub(super) async fn begin(options: &PostgresOptions, day: Day) -> Result<Snapsho
             if wanted.is_some() {
                 ""
             } else {
-                ". If its primary was merely idle, grant the user pg_read_all_stats, or name the primary"
+                ". If its primary was merely idle, name the primary, which is asked then"
             }
         ),
     })

@@ -105,6 +105,7 @@ impl Stored {
             projects: Some(vec!["docs".to_owned(), "zzz".to_owned()]),
             project_id: Some(10),
             statuses: Some(vec![200, 404]),
+            hidden: vec![11],
         };
         self.read(few, &[5, 7])?;
         let all: Vec<usize> = (0..10).collect();

@@ -97,11 +97,13 @@ class Command(BaseCommand):
         return list(days.days(first, until))
 
     def _export(self, wanted: list[datetime.date]) -> list[int]:
-        from parquet_analytics.django import runs
+        from parquet_analytics.django import erasure, runs
         from parquet_analytics.django.ledger import latest_verified
 
         who = runs.exporter()
         self._confirm(wanted)
+        # What no worker has done.
+        erasure.erase_pending()
         done = {}
         if self.options["since"] is not None and not self.options["recheck"]:
             done = latest_verified(who.location, wanted[0], wanted[-1])

@@ -1,0 +1,130 @@
+"""Erases deleted projects from the archive: hidden at once, told to every reader, taken out of files and copies."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from typing import Any
+
+from django.db import DatabaseError, router, transaction
+from django.db.models import Q
+from django.db.models.signals import pre_delete
+
+from parquet_analytics.django import days
+from parquet_analytics.django.conf import settings
+from parquet_analytics.django.ledger import Ledger, runs
+from parquet_analytics.django.mapping import configured
+from parquet_analytics.django.models import Erasure, Run
+from parquet_analytics.exceptions import DayNotStored, ParquetAnalyticsError
+
+__all__ = ["connect", "erase_pending", "hidden_projects"]
+
+# Readers of the store believe what they know for a minute; until then the ledger hides what it was told.
+_SETTLED = datetime.timedelta(hours=1)
+
+_log = logging.getLogger("parquet_analytics.django")
+
+
+def connect() -> None:
+    """Listens to deletions of the project model. Without a usable setting there is nothing to listen to."""
+    try:
+        model = configured().project_model
+    except ParquetAnalyticsError:
+        return
+    if model is not None:
+        pre_delete.connect(_deleted, sender=model, dispatch_uid="parquet_analytics.erasure")
+
+
+def _deleted(sender: Any, instance: Any, using: str, **_: Any) -> None:  # noqa: ARG001 - the signal's arguments
+    mapping = configured()
+    field = mapping.field("project_id").target_field
+    slug = mapping.lookups["project_slug"].split("__")[-1]
+    alias = router.db_for_write(Erasure)
+    about = {"slug": str(getattr(instance, slug, "") or "")[:255]}
+    try:
+        with transaction.atomic(using=alias):
+            Erasure.objects.using(alias).get_or_create(project_id=getattr(instance, field.attname), defaults=about)
+    except DatabaseError:
+        # A site whose ledger is not there yet can delete its projects all the same.
+        _log.exception("project %s is deleted, and its erasure from the archive could not be recorded", instance.pk)
+        return
+    transaction.on_commit(_send, using=using, robust=True)
+
+
+def _send() -> None:
+    """Tells the workers. If that fails, the nightly export does what is pending."""
+    from parquet_analytics.django.tasks import erase_deleted_projects
+
+    queue = {} if settings.QUEUE is None else {"queue": settings.QUEUE}
+    erase_deleted_projects.apply_async(ignore_result=True, retry=False, **queue)
+
+
+def hidden_projects() -> list[int]:
+    """The ids of projects of which readers of the store may not know yet that they were erased."""
+    recent = Q(recorded_at__isnull=True) | Q(recorded_at__gt=days.now() - _SETTLED)
+    found = Erasure.objects.using(router.db_for_write(Erasure)).filter(recent)
+    return list(found.values_list("project_id", flat=True))
+
+
+def erase_pending(task_id: str = "") -> list[int]:
+    """Erase the projects that are waiting: record each in the store, then take their rows out of each day that may
+    hold some, with their copies. Gives their ids. May be broken off and run again.
+
+    :raises ParquetAnalyticsError: the first that happened, after the other days were worked on.
+    """
+    from parquet_analytics.django.runs import exporter, organizations
+
+    pending = list(Erasure.objects.using(router.db_for_write(Erasure)).filter(finished_at__isnull=True).order_by("id"))
+    if not pending:
+        return []
+    who = exporter()
+    for erasure in pending:
+        if erasure.recorded_at is None:
+            who.erase_project(erasure.project_id, erasure.slug or None)
+            erasure.recorded_at = days.now()
+            erasure.save(update_fields=["recorded_at"])
+    slugs = sorted({erasure.slug for erasure in pending if erasure.slug})
+    members = organizations() if settings.PER_ORGANIZATION else None
+    failed: ParquetAnalyticsError | None = None
+    for day in _days_with([erasure.project_id for erasure in pending], who.location):
+        try:
+            with Ledger(Run.Kind.ERASE, day, who.location, task_id=task_id) as ledger:
+                result = who.erase_from_day(day, slugs=slugs, per_organization=members)
+                run = ledger.run
+                run.key, run.outcome = who.get_parquet_path(day), result["outcome"]
+                run.etag, run.sha256, run.run_id = result["etag"], result["sha256"], result["run_id"]
+                run.rows, run.views, run.bytes = result["total_records"], result["total_views"], result["bytes"]
+                run.state = Run.State.DONE
+        except DayNotStored:
+            continue
+        except ParquetAnalyticsError as error:
+            _log.warning("%s: erased projects could not be taken out: %s", day, error)
+            failed = failed or error
+    for erasure in pending:
+        erasure.error = "" if failed is None else str(failed)[:10_000]
+        erasure.finished_at = None if failed is not None else days.now()
+        erasure.save(update_fields=["error", "finished_at"])
+    if failed is not None:
+        raise failed
+    return [erasure.project_id for erasure in pending]
+
+
+def _days_with(projects: list[int], location: str) -> list[datetime.date]:
+    """The days that the ledger knows of and whose file can have rows of one of the projects, by its statistics."""
+    from parquet_analytics.querier import ParquetAnalyticsQuerier
+
+    known = runs().filter(kind=Run.Kind.EXPORT, location=location).order_by("day")
+    found = sorted(set(known.values_list("day", flat=True)))
+    querier = ParquetAnalyticsQuerier(max_age=0)
+    chosen: set[datetime.date] = set()
+    # A question spans some years at most.
+    for start in range(0, len(found), 1_000):
+        first, last = found[start], found[min(start + 999, len(found) - 1)]
+        while first <= last:
+            until = min(last, first + datetime.timedelta(days=3_000))
+            for project in projects:
+                plan = querier.explain(None, first, until, project_id=project)
+                pairs = zip(plan["date"].to_pylist(), plan["rows_selected"].to_pylist(), strict=True)
+                chosen |= {day for day, rows in pairs if rows}
+            first = until + datetime.timedelta(days=1)
+    return sorted(chosen)

@@ -1,0 +1,228 @@
+"""Deleted projects: hidden at once, taken out of files and copies, and never back, whatever comes from where."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pyarrow.parquet as pq
+import pytest
+from django.db import transaction
+from parquet_analytics import ParquetAnalyticsExporter, ParquetAnalyticsQuerier
+from parquet_analytics.demo.analytics.models import PageView
+from parquet_analytics.demo.projects.models import Project
+from parquet_analytics.django import tasks
+from parquet_analytics.django.erasure import erase_pending, hidden_projects
+from parquet_analytics.django.ledger import runs
+from parquet_analytics.django.models import Erasure
+from parquet_analytics.django.querier import PageViewsQuerier
+from parquet_analytics.django.runs import exporter
+from parquet_analytics.exceptions import CorruptFile, StoreError
+
+from tests import sites
+from tests.sites import DAY, NEXT, export
+
+TODAY = datetime.datetime.now(datetime.UTC).date()
+LIST = "analytics/pageviews/_erased/projects.json"
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The erasures that were sent to workers, of which there are none."""
+    found: list[Any] = []
+    monkeypatch.setattr(tasks.erase_deleted_projects, "apply_async", lambda **options: found.append(options))
+    return found
+
+
+@pytest.fixture
+def site(site_database: str, place: Any, sent: list[Any]) -> Iterator[str]:
+    """Two days of two projects, exported with copies; the second day's rows are gone from the table."""
+    sites.few(DAY, project="going")
+    sites.few(DAY, project="staying")
+    sites.few(NEXT, project="going")
+    sites.few(NEXT, project="staying")
+    with sites.archive(sites.s3_entry(place), QUEUE="reports"):
+        assert export("--since", str(DAY), "--until", str(NEXT), "--per-project")[0] == 0
+        assert export("--date", str(NEXT), "--delete-after-export")[0] == 0
+        yield site_database
+
+
+def stored(place: Any, day: datetime.date = DAY, key: str | None = None) -> list[Any]:
+    """The projects' ids in a file, by an independent reader."""
+    import pyarrow as pa
+
+    key = key or f"analytics/pageviews/{day:%Y/%m/%d}/pageviews_{day}.parquet"
+    body = place.s3.client().get_object(Bucket=place.bucket, Key=f"{place.location}/{key}")["Body"].read()
+    return sorted(set(pq.read_table(pa.BufferReader(body))["project_id"].to_pylist()))
+
+
+def views(slug: str, querier: Any = None) -> list[int]:
+    querier = querier or PageViewsQuerier()
+    return querier.daily_totals(slug, DAY, NEXT, status=None)["count"].to_pylist()
+
+
+def test_a_deleted_project_is_hidden_at_once_and_then_taken_out(site: str, place: Any, sent: list[Any]) -> None:
+    going, staying = (Project.objects.get(slug=slug).pk for slug in ("going", "staying"))
+    before = views("staying")
+    assert views("going") == before == [190, 190]
+    Project.objects.get(slug="going").delete()
+    assert sent == [{"ignore_result": True, "retry": False, "queue": "reports"}]
+    # Nothing in the store has changed yet, and nobody sees the rows any more.
+    assert stored(place) == stored(place, NEXT) == [going, staying]
+    assert views("going") == []
+    assert PageViewsQuerier().daily_totals(None, DAY, NEXT, project_id=going).num_rows == 0
+    assert PageViewsQuerier().query_pageviews("going", DAY, NEXT).num_rows == 0
+    assert sum(batch.num_rows for batch in PageViewsQuerier().iter_pageviews("going", DAY, NEXT)) == 0
+    counted = PageViewsQuerier().sql("SELECT count(*) n FROM pageviews", since=DAY, until=NEXT)
+    assert counted["n"].to_pylist() == [40]
+    assert views("staying") == before
+
+    assert erase_pending() == [going]
+    assert stored(place) == stored(place, NEXT) == [staying]
+    keys = place.keys()
+    assert [key for key in keys if "/project/going/" in key] == []
+    assert len([key for key in keys if "/project/staying/" in key]) == 2
+    assert views("staying") == views("staying", ParquetAnalyticsQuerier()) == before
+    assert {run.outcome for run in runs().filter(kind="erase")} == {"merged"}
+    erasure = Erasure.objects.get()
+    assert (erasure.project_id, erasure.slug, erasure.error) == (going, "going", "")
+    assert erasure.recorded_at is not None
+    assert erasure.finished_at is not None
+    # Verified files, of the same snapshot of the same database: exporting again finds nothing to do.
+    assert exporter().verify(DAY)["total_records"] == 20
+    assert json.loads(export("--date", str(DAY), "--json")[1])["outcome"] == "unchanged"
+    assert erase_pending() == []
+
+
+def test_a_project_that_is_not_deleted_after_all_is_not_erased(site: str, sent: list[Any]) -> None:
+    with transaction.atomic():
+        Project.objects.get(slug="going").delete()
+        transaction.set_rollback(True)
+    assert (sent, hidden_projects(), views("going")) == ([], [], [190, 190])
+
+
+def test_several_projects_are_deleted_by_a_queryset(site: str, place: Any) -> None:
+    Project.objects.filter(slug__in=["going", "staying"]).delete()
+    assert len(erase_pending()) == 2
+    assert stored(place) == stored(place, NEXT) == []
+    # The day is empty now, and not missing.
+    q = PageViewsQuerier(max_age=0)
+    q.daily_totals("staying", DAY, NEXT)
+    assert q.coverage is not None
+    assert q.coverage.empty == (DAY, NEXT)
+
+
+def test_other_readers_know_within_the_age_that_they_accept(site: str) -> None:
+    going = Project.objects.get(slug="going").pk
+    library = ParquetAnalyticsQuerier(max_age=0)
+    assert views("going", library) == [190, 190]
+    exporter().erase_project(going, "going")
+    assert views("going", library) == []
+    assert library.query_pageviews("going", DAY, NEXT).num_rows == 0
+    assert exporter().erased_projects() == [going]
+    assert exporter().erase_project(going) is False
+
+
+def test_nothing_brings_the_rows_back(site: str, site_database: str, place: Any) -> None:
+    """Not a restored database, not a merge of the stored file, not a restored day, not a replacement."""
+    going, staying = (Project.objects.get(slug=slug).pk for slug in ("going", "staying"))
+    Project.objects.get(slug="going").delete()
+    exporter().erase_project(going)
+    # The file of the first day still has the rows, and a merge leaves them out.
+    assert stored(place) == [going, staying]
+    exporter().export_daily_pageviews(DAY)
+    assert stored(place) == [staying]
+    # The database was restored from a backup: the project is back, and its rows.
+    Project.objects.create(pk=going, slug="going", name="going")
+    PageView.objects.bulk_create(
+        PageView(project_id=going, path=f"/back/{number}", view_count=1, date=day)
+        for day in (DAY, NEXT)
+        for number in range(3)
+    )
+    exporter().export_daily_pageviews(DAY)
+    assert stored(place) == [staying]
+    found = exporter().verify(DAY, against="database")
+    assert (found["missing"], found["total_records"]) == (0, 20)
+    exporter().export_daily_pageviews(DAY, discard_stored=True)
+    assert stored(place) == [staying]
+    assert views("going") == []
+    PageView.objects.filter(date=NEXT).delete()
+    assert stored(place, NEXT) == [going, staying]
+    code, out, _ = sites.run("parquet_analytics", "restore", "--date", str(NEXT), "--json")
+    assert code == 0
+    assert json.loads(out)["restored"] == 20
+    assert set(PageView.objects.filter(date=NEXT).values_list("project_id", flat=True)) == {staying}
+
+
+def test_a_new_owner_of_the_slug_sees_only_what_is_theirs(site: str, place: Any) -> None:
+    Project.objects.get(slug="going").delete()
+    erase_pending()
+    sites.few(TODAY, rows=4, project="going")
+    assert PageViewsQuerier().daily_totals("going", DAY, TODAY)["count"].to_pylist() == [6]
+    sites.few(DAY, rows=3, project="going")
+    assert export("--date", str(DAY))[0] == 0
+    assert views("going") == [3]
+    assert len(stored(place)) == 2
+
+
+def test_a_store_that_is_down_hides_nothing_and_the_night_makes_up_for_it(
+    site: str, place: Any, sent: list[Any]
+) -> None:
+    going = Project.objects.get(slug="going").pk
+    entry = sites.s3_entry(place)
+    down = entry | {"OPTIONS": entry["OPTIONS"] | {"endpoint_url": "http://127.0.0.1:1"}}
+    with sites.archive(down):
+        Project.objects.get(slug="going").delete()
+        with pytest.raises(StoreError):
+            erase_pending()
+    assert Erasure.objects.get().recorded_at is None
+    assert hidden_projects() == [going]
+    assert views("going") == []
+    tasks.export_pageviews_to_parquet()
+    assert Erasure.objects.get().finished_at is not None
+    assert going not in stored(place)
+
+
+def test_eight_erasures_at_once_are_all_recorded(place: Any) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    who = ParquetAnalyticsExporter(place.url, storage_options=place.options())
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda number: who.erase_project(number, f"slug-{number}"), range(8)))
+    assert who.erased_projects() == list(range(8))
+    body = place.s3.client().get_object(Bucket=place.bucket, Key=f"{place.location}/{LIST}")["Body"].read()
+    told = json.loads(body)
+    assert told["format"] == 1
+    assert [project["slug"] for project in told["projects"]] == [f"slug-{number}" for number in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "no JSON"),
+        (b"{}", "no format"),
+        (b'{"format": 2, "projects": []}', "format 2, and this version reads 1; upgrade"),
+        (b'{"format": 1}', "no list of projects"),
+        (b'{"format": 1, "projects": [{}]}', "a project has no id"),
+        (b'{"format": 1, "projects": [{"project_id": 99999999999}]}', "a project has no id"),
+    ],
+)
+def test_a_damaged_list_is_an_error_and_not_an_empty_list(site: str, place: Any, body: bytes, message: str) -> None:
+    place.s3.client().put_object(Bucket=place.bucket, Key=f"{place.location}/{LIST}", Body=body)
+    with pytest.raises(CorruptFile, match=message) as caught:
+        views("staying", ParquetAnalyticsQuerier(max_age=0))
+    assert caught.value.key == LIST
+    assert export("--date", str(DAY))[0] == 3
+    with pytest.raises(CorruptFile):
+        exporter().erase_project(1)
+
+
+def test_a_site_without_a_ledger_can_delete_its_projects(site: str, site_database: str) -> None:
+    with psycopg.connect(site_database) as database:
+        database.execute("DROP TABLE parquet_analytics_erasure")
+    with transaction.atomic():
+        Project.objects.get(slug="going").delete()
+    assert not Project.objects.filter(slug="going").exists()
