@@ -163,17 +163,30 @@ pub async fn heeds_conditions(store: &Store, prefix: &Prefix) -> Result<bool> {
     if let Some(known) = KNOWN.lock().get(store.id()) {
         return Ok(*known);
     }
-    let heeds = probe(store, prefix).await?;
+    let heeds = refuses(store, &prefix.probe_key()).await?;
     KNOWN.lock().insert(store.id().to_owned(), heeds);
     Ok(heeds)
 }
 
-/// Writes the probe object under conditions that a store has to refuse and says whether it did; then reads it.
+/// [`heeds_conditions`], found out anew; and what was written can be read.
 pub async fn probe(store: &Store, prefix: &Prefix) -> Result<bool> {
     let key = prefix.probe_key();
+    let heeds = refuses(store, &key).await?;
+    if !matches!(store.get(&key, Part::All, IfVersion::Any).await?, Got::Found(_)) {
+        return Err(Error::Store {
+            message: format!("{} was written, and is not there when it is read", store.url_of(&key)),
+            key: Some(key),
+            retryable: true,
+        });
+    }
+    Ok(heeds)
+}
+
+/// Whether writes that have to be refused are.
+async fn refuses(store: &Store, key: &str) -> Result<bool> {
     let refused = async |write: Write| {
         let probe = Bytes::from_static(b"Whether this store heeds conditions on writes is tried here.\n");
-        match store.put(&key, probe, write, &[]).await {
+        match store.put(key, probe, write, &[]).await {
             Ok(_) => Ok(false),
             Err(Error::Conflict { .. }) => Ok(true),
             Err(error) => Err(error),
@@ -182,12 +195,5 @@ pub async fn probe(store: &Store, prefix: &Prefix) -> Result<bool> {
     // The first creation succeeds if nobody was here before.
     let create = refused(Write::Create).await? || refused(Write::Create).await?;
     let replace = refused(Write::Replace("\"00000000000000000000000000000000\"".to_owned())).await?;
-    if !matches!(store.get(&key, Part::All, IfVersion::Any).await?, Got::Found(_)) {
-        return Err(Error::Store {
-            message: format!("{} was written, and is not there when it is read", store.url_of(&key)),
-            key: Some(key),
-            retryable: true,
-        });
-    }
     Ok(create && replace)
 }

@@ -226,7 +226,6 @@ fn a_missing_table_column_or_wrong_type_is_named() {
     );
 
     for (column, kind) in [
-        ("date", "timestamp with time zone"),
         ("date", "timestamp without time zone"),
         ("path", "bytea"),
         ("view_count", "numeric"),

@@ -215,8 +215,15 @@ fn any_other_schema_is_refused() {
                 }
             }
         }
-        // Two changes may undo each other, and no file can have no column.
-        prop_assume!(!fields.is_empty() && Schema::new(fields.clone()) != *schema::pageviews());
+        // Changes may undo each other, or leave only a column in which no value may be missing, which does no harm; and no
+        // file can have no column.
+        let ours = schema::pageviews();
+        let harmless = fields.len() == ours.fields().len()
+            && fields.iter().zip(ours.fields()).all(|(given, ours)| {
+                (given.name(), given.data_type()) == (ours.name(), ours.data_type())
+                    && (ours.is_nullable() || !given.is_nullable())
+            });
+        prop_assume!(!fields.is_empty() && !harmless);
         let columns = fields.iter().map(|field| new_empty_array(field.data_type())).collect();
         let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap();
         let answer = stored.ask(&write([batch], Layout::default().properties()));

@@ -1,0 +1,1 @@
+"""A database backend that logs in with a token that it makes for each connection, as cloud providers' do."""
