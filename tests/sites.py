@@ -28,6 +28,7 @@ APPS = [
     "django.contrib.contenttypes",
     "django.contrib.messages",
     "django.contrib.sessions",
+    "django.contrib.staticfiles",
     "django_celery_beat",
     "parquet_analytics.django",
 ]
@@ -54,6 +55,11 @@ SETTINGS: dict[str, Any] = {
         }
     ],
     "STATIC_URL": "static/",
+}
+
+OTHER_STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
 }
 
 # The settings of a site in a process of its own, as JSON.
@@ -100,8 +106,7 @@ def _forget(aliases: Any) -> None:
 @contextmanager
 def archive(storage: Path | dict[str, Any], **given: Any) -> Iterator[None]:
     """The site's storage is this folder (or entry of STORAGES), and PARQUET_ANALYTICS has these keys."""
-    others = {"default": {"BACKEND": "django.core.files.storage.FileSystemStorage"}}
-    storages = others | {"analytics": _entry(storage)}
+    storages = OTHER_STORAGES | {"analytics": _entry(storage)}
     with override_settings(STORAGES=storages, PARQUET_ANALYTICS={"STORAGE": "analytics", **given}):
         yield
 
@@ -177,10 +182,7 @@ def environment(
     PARQUET_ANALYTICS."""
     about = {
         "DATABASES": {"default": site.postgresql(url) if isinstance(url, str) else url},
-        "STORAGES": {
-            "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
-            "analytics": _entry(storage),
-        },
+        "STORAGES": OTHER_STORAGES | {"analytics": _entry(storage)},
         "PARQUET_ANALYTICS": {"STORAGE": "analytics", **given},
         **(more or {}),
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import Any
 
 from django.contrib import admin
@@ -14,8 +13,6 @@ from parquet_analytics.django.models import Erasure, Run
 from parquet_analytics.exceptions import ParquetAnalyticsError
 
 __all__ = ["RunAdmin"]
-
-_STATUS_DAYS = 90
 
 
 class _ReadOnly(admin.ModelAdmin):
@@ -82,11 +79,9 @@ class RunAdmin(_ReadOnly):
             "opts": Run._meta,
         }
         try:
-            from parquet_analytics.django import days
             from parquet_analytics.django.status import status
 
-            last = days.last_finished()
-            found = status(last - datetime.timedelta(days=_STATUS_DAYS - 1), last, look_for_late=False)
+            found = status(look_for_late=False)
             counted = {day.state: found.count(day.state) for day in found.days}
             context |= {"found": found, "days": list(reversed(found.days)), "counts": sorted(counted.items())}
         except ParquetAnalyticsError as error:

@@ -49,7 +49,7 @@ def connection_string(alias: str) -> str:
     parameters = {
         name: value for name, value in connection.get_connection_params().items() if name not in _OF_THE_DRIVER
     }
-    if any([parameters.pop(name, None) for name in _OF_LIBPQ]):
+    if {name for name in _OF_LIBPQ if parameters.pop(name, None)}:
         connection.ensure_connection()
         parameters |= _resolved(connection.connection)
     pairs = []
