@@ -49,6 +49,9 @@ import os, sys
 import pyarrow
 threads = set(os.listdir("/proc/self/task"))
 import parquet_analytics
+assert "parquet_analytics._native" not in sys.modules
+parquet_analytics.ParquetAnalyticsExporter
+assert "parquet_analytics._native" in sys.modules
 assert set(os.listdir("/proc/self/task")) == threads, "importing starts a thread"
 django = [name for name in sys.modules if name.partition(".")[0] in ("django", "celery")]
 assert not django, django
@@ -58,6 +61,60 @@ print(parquet_analytics.__file__)
 ASK_DUCKDB = """
 import duckdb
 assert duckdb.sql("SELECT sum(i) FROM range(10) t(i)").fetchall() == [(45,)]
+"""
+
+
+# A site on SQLite with the app: migrates, exports, asks, looks at the admin and the checks.
+DJANGO = """
+import datetime, sys, tempfile
+import django
+from django.conf import settings
+from parquet_analytics.demo import site
+folder = tempfile.mkdtemp()
+site.setup(
+    site.sqlite(__import__("pathlib").Path(folder) / "db.sqlite3"),
+    ["django.contrib.admin", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.messages",
+     "django.contrib.sessions", "parquet_analytics.django"],
+    STORAGES={"default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+              "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+              "analytics": {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": folder}}},
+    PARQUET_ANALYTICS={"STORAGE": "analytics"}, SECRET_KEY="x", ROOT_URLCONF="urls", ALLOWED_HOSTS=["*"],
+    STATIC_URL="static/",
+    MIDDLEWARE=["django.contrib.sessions.middleware.SessionMiddleware",
+                "django.contrib.auth.middleware.AuthenticationMiddleware",
+                "django.contrib.messages.middleware.MessageMiddleware"],
+    TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True,
+                "OPTIONS": {"context_processors": ["django.template.context_processors.request",
+                                                   "django.contrib.auth.context_processors.auth",
+                                                   "django.contrib.messages.context_processors.messages"]}}],
+)
+import types
+from django.contrib import admin
+from django.core.management import call_command
+from django.urls import path
+urls = sys.modules["urls"] = types.ModuleType("urls")
+urls.urlpatterns = [path("admin/", admin.site.urls)]
+call_command("check")
+call_command("migrate", run_syncdb=True, verbosity=0)
+call_command("makemigrations", "parquet_analytics", "--check", "--dry-run", verbosity=0)
+from parquet_analytics import SampleData
+sample = SampleData(rows_per_day=50, projects=10)
+day = datetime.date(2026, 7, 1)
+site.insert(sample, [day])
+call_command("export_pageviews_to_parquet", "--date", "2026-07-01", "--per-project", verbosity=0)
+call_command("parquet_analytics", "status", "--since", "2026-07-01", "--until", "2026-07-01", verbosity=0)
+from parquet_analytics.django.ledger import runs
+assert [(run.state, run.rows) for run in runs()] == [("verified", sample.rows(day))]
+from parquet_analytics.django.querier import PageViewsQuerier
+slug = sample.special_projects()["largest"]
+assert PageViewsQuerier().daily_totals(slug, day, day).num_rows == 1
+from django.contrib.auth.models import User
+from django.test import Client
+client = Client()
+client.force_login(User.objects.create_superuser("operator"))
+for page in ("", "status/", f"{runs()[0].pk}/change/"):
+    assert client.get("/admin/parquet_analytics/run/" + page).status_code == 200, page
+print(django.__version__)
 """
 
 
@@ -95,6 +152,7 @@ class FreshEnvironment:
 
     def __init__(self, python: str, folder: Path, wheel: Path) -> None:
         subprocess.run([python, "-m", "venv", folder], check=True)
+        self.version = tuple(int(part) for part in folder.name.split("."))
         self.binaries = folder / "bin"
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LD_"))}
         self.environment["PATH"] = str(self.binaries)
@@ -135,6 +193,8 @@ def test_the_wheel_says_which_python_and_glibc_it_needs_and_ships_duckdb(wheel: 
         metadata = archive.read(next(name for name in names if name.endswith("METADATA"))).decode()
     assert "parquet_analytics/_native.abi3.so" in names
     assert "parquet_analytics/py.typed" in names
+    assert "parquet_analytics/django/migrations/0001_runs.py" in names
+    assert "parquet_analytics/django/templates/admin/parquet_analytics/run/status.html" in names
     assert [name for name in names if "libduckdb" in name or ".libs/" in name] == [], "a second copy of a library"
     if (ROOT / "python" / "parquet_analytics" / DUCKDB).exists():  # not when DuckDB was compiled in
         assert f"parquet_analytics/{DUCKDB}" in names
@@ -149,6 +209,17 @@ def test_a_fresh_environment_exports_and_queries_without_tools(
     environment: str, request: pytest.FixtureRequest
 ) -> None:
     request.getfixturevalue(environment).run(EXPORT_AND_QUERY)
+
+
+@pytest.mark.parametrize(("environment", "version"), [("oldest", "5.2"), ("newest", "6.1")])
+def test_the_django_app_works_with_the_oldest_and_the_newest_django(
+    environment: str, version: str, request: pytest.FixtureRequest
+) -> None:
+    fresh: FreshEnvironment = request.getfixturevalue(environment)
+    if version != "5.2" and fresh.version < (3, 12):
+        pytest.skip(f"Django {version} needs a newer Python than this machine has")
+    fresh.install(f"Django=={version}.*")
+    assert fresh.run(DJANGO).splitlines()[-1].startswith(version)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
