@@ -23,6 +23,6 @@ def configured_storage() -> Any:
         return storages[alias]
     except (InvalidStorageError, ImproperlyConfigured, ImportError) as error:
         hint = ""
-        if isinstance(error, ModuleNotFoundError) or "boto3" in str(error):
+        if "No module named" in str(error) or "boto3" in str(error):
             hint = "; S3 needs django-storages and boto3: pip install 'parquet-analytics[s3]'"
         raise ConfigurationError(f"Django's STORAGES has no usable storage {alias!r}: {error}{hint}") from error
