@@ -143,6 +143,19 @@ def test_rows_stay_when_the_store_is_local(site_database: str, tmp_path: Path) -
     assert rows_in(site_database) == 400
 
 
+def test_rows_of_a_day_that_is_not_verified_stay(folder: Path, site_database: str) -> None:
+    from parquet_analytics.django.runs import delete_day
+    from parquet_analytics.exceptions import DeletionRefused
+
+    with pytest.raises(DeletionRefused, match="the ledger knows of no verified export of this day"):
+        delete_day(DAY)
+    export("--date", "2026-07-01")
+    runs().update(state="mismatch")
+    with pytest.raises(DeletionRefused, match="export it first"):
+        delete_day(DAY)
+    assert rows_in(site_database) == 400
+
+
 def test_replace_refuses_to_drop_stored_rows(folder: Path, site_database: str) -> None:
     export("--date", "2026-07-01")
     with psycopg.connect(site_database) as connection:

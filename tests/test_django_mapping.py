@@ -232,6 +232,27 @@ class TestReplicas:
         assert f":{standby.port}/" in exported.source
         assert (deleted.database, deleted.deleted) == ("default", 20)
 
+    def test_a_router_is_asked_once_and_what_it_said_is_recorded(
+        self, pair: str, tmp_path: Path, standby: Standby
+    ) -> None:
+        """One that picks another replica each time."""
+
+        class Fickle(ReplicaRouter):
+            asked = 0
+
+            def db_for_read(self, model: Any, **_: Any) -> str | None:
+                if model._meta.model_name != "pageview":
+                    return None
+                Fickle.asked += 1
+                return "replica" if Fickle.asked % 2 else "default"
+
+        with override_settings(DATABASE_ROUTERS=[Fickle()]), sites.archive(tmp_path):
+            for expected in ("replica", "default", "replica"):
+                before = Fickle.asked
+                run, _ = export_day(DAY)
+                assert Fickle.asked == before + 1
+                assert (run.database, run.standby) == (expected, expected == "replica")
+
     def test_a_lagging_replica_is_waited_for(self, pair: str, tmp_path: Path, standby: Standby) -> None:
         yesterday = TODAY - datetime.timedelta(days=1)
         with standby.held_back():

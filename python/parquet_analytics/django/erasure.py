@@ -17,7 +17,7 @@ from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Erasure, Run
 from parquet_analytics.exceptions import DayNotStored, ParquetAnalyticsError
 
-__all__ = ["connect", "erase_pending", "hidden_projects"]
+__all__ = ["connect", "erase_pending", "erase_pending_or_log", "hidden_projects"]
 
 # Readers of the store believe what they know for a minute; until then the ledger hides what it was told.
 _SETTLED = datetime.timedelta(hours=1)
@@ -107,6 +107,14 @@ def erase_pending(task_id: str = "") -> list[int]:
     if failed is not None:
         raise failed
     return [erasure.project_id for erasure in pending]
+
+
+def erase_pending_or_log(task_id: str = "") -> None:
+    """:func:`erase_pending` for those who have other work to do: what fails is tried again by the next one."""
+    try:
+        erase_pending(task_id)
+    except (ParquetAnalyticsError, DatabaseError) as error:
+        _log.error("deleted projects could not be taken out of the archive: %s", error)
 
 
 def _days_with(projects: list[int], location: str) -> list[datetime.date]:

@@ -51,12 +51,15 @@ def export_day(
 
     :raises ParquetAnalyticsError: whatever the exporter raises, and :class:`DayIsTaken`.
     """
-    from parquet_analytics.django.source import read_alias
+    from parquet_analytics.django.source import configured_source, read_alias
+    from parquet_analytics.exporter import ParquetAnalyticsExporter
 
-    who = exporter()
+    # Asked once: what is recorded is what was read.
+    alias = read_alias(configured())
+    who = ParquetAnalyticsExporter(source=configured_source(day, alias=alias))
     per_project = settings.PER_PROJECT if per_project is None else per_project
     per_organization = settings.PER_ORGANIZATION if per_organization is None else per_organization
-    ledger = Ledger(Run.Kind.EXPORT, day, who.location, database=read_alias(configured()), task_id=task_id)
+    ledger = Ledger(Run.Kind.EXPORT, day, who.location, database=alias, task_id=task_id)
 
     def tick(done: int, total: int | None) -> None:
         ledger.renew()
@@ -121,7 +124,8 @@ def delete_day(
     :class:`DeletionRefused` for a day that HOT_DAYS keeps or that the ledger does not call verified, and whatever the
     exporter raises.
     """
-    from parquet_analytics.django.source import write_alias
+    from parquet_analytics._native import PostgresSource
+    from parquet_analytics.django.source import configured_source, write_alias
 
     who = exporter()
     if day >= days.deletable_before():
@@ -133,7 +137,8 @@ def delete_day(
         raise DeletionRefused(
             f"{day}: the ledger knows of no verified export of this day to {who.location}; export it first", day=day
         )
-    ledger = Ledger(Run.Kind.DELETE, day, who.location, database=write_alias(configured()), task_id=task_id)
+    alias = write_alias(configured())
+    ledger = Ledger(Run.Kind.DELETE, day, who.location, database=alias, task_id=task_id)
 
     def tick(done: int, total: int) -> None:
         ledger.renew()
@@ -144,8 +149,12 @@ def delete_day(
     try:
         with ledger:
             run.key = who.get_parquet_path(day)
+            database = configured_source(write=True, alias=alias)
+            if not isinstance(database, PostgresSource):
+                raise ConfigurationError(f"rows are deleted from PostgreSQL alone, natively; {alias!r} is not read so")
             result = who.delete_exported_pageviews(
                 day,
+                database=database,
                 allow_local_delete=settings.ALLOW_LOCAL_DELETE,
                 max_rows_per_second=settings.DELETE_ROWS_PER_SECOND,
                 max_replica_lag=settings.DELETE_MAX_REPLICA_LAG,

@@ -62,18 +62,20 @@ def _alias(key: str, mapping: PageViewMapping) -> str:
 
 
 def configured_source(
-    day: datetime.date | None = None, *, write: bool = False
+    day: datetime.date | None = None, *, write: bool = False, alias: str | None = None
 ) -> Callable[[datetime.date], Any] | _native.PostgresSource:
     """The source that the settings describe: natively from PostgreSQL, else (another database, lookups that only
     the ORM can follow, or a transaction of the caller that others cannot see into) through the ORM.
 
     ``day`` is the one that will be asked for; without it a transaction of the caller is an error, since the ORM has
-    to read in the caller's thread, now.
+    to read in the caller's thread, now. ``alias`` is the database, where settings and routers were asked already:
+    a router may answer differently the next time.
     """
     from django.db import connections
 
     mapping = configured()
-    alias = write_alias(mapping) if write else read_alias(mapping)
+    if alias is None:
+        alias = write_alias(mapping) if write else read_alias(mapping)
     connection = connections[alias]
     tables = mapping.native_tables()
     if connection.vendor != "postgresql" or isinstance(tables, str) or _is_private(connection):

@@ -74,7 +74,7 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
         _log.warning("days without a verified file are exported now: %s", ", ".join(map(str, missing)))
         signals.tell(signals.days_missing, days=missing)
     # What was deleted while there was no broker to tell.
-    erasure.erase_pending(self.request.id or "")
+    erasure.erase_pending_or_log(self.request.id or "")
     _export(self, [each.day for each in due])
 
 

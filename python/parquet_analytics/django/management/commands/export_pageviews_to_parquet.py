@@ -103,7 +103,7 @@ class Command(BaseCommand):
         who = runs.exporter()
         self._confirm(wanted)
         # What no worker has done.
-        erasure.erase_pending()
+        erasure.erase_pending_or_log()
         done = {}
         if self.options["since"] is not None and not self.options["recheck"]:
             done = latest_verified(who.location, wanted[0], wanted[-1])
