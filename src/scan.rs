@@ -294,8 +294,10 @@ impl Scan {
             hidden.extend_from_slice(&context.given.hidden);
             Ok::<_, Error>(hidden)
         };
-        let (objects, hidden): (Vec<Arc<Object>>, Vec<i32>) =
-            runtime::block_on(&context.cancel, async { futures::try_join!(all, erased) })?;
+        // Of two errors, the one about a day says more.
+        let (objects, hidden): (Result<Vec<Arc<Object>>>, Result<Vec<i32>>) =
+            runtime::block_on(&context.cancel, async { Ok(futures::join!(all, erased)) })?;
+        let (objects, hidden) = (objects?, hidden?);
         let filter = Filter {
             hidden,
             ..context.given.clone()

@@ -66,7 +66,6 @@ def test_a_missing_column(table: str, column: str, place: Place, filled: str) ->
         ("view_count", "numeric"),
         ("id", "text"),
         ("path", "bytea"),
-        ("date", "timestamp with time zone"),
         ("status", "text"),
     ],
 )

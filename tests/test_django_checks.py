@@ -25,7 +25,7 @@ MEDIA = "/srv/media"
 class Visit(models.Model):
     """Page views with times."""
 
-    project = models.ForeignKey("projects.Project", on_delete=models.CASCADE, related_name="+")
+    project = models.ForeignKey("projects.Project", on_delete=models.DO_NOTHING, related_name="+")
     path = models.CharField(max_length=100)
     view_count = models.IntegerField()
     date = models.DateTimeField()

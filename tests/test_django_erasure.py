@@ -69,7 +69,7 @@ def test_a_deleted_project_is_hidden_at_once_and_then_taken_out(site: str, place
     before = views("staying")
     assert views("going") == before == [190, 190]
     Project.objects.get(slug="going").delete()
-    assert sent == [{"ignore_result": True, "retry": False, "queue": "reports"}]
+    assert [(options["queue"], options["retry"]) for options in sent] == [("reports", False)]
     # Nothing in the store has changed yet, and nobody sees the rows any more.
     assert stored(place) == stored(place, NEXT) == [going, staying]
     assert views("going") == []

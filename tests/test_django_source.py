@@ -29,7 +29,7 @@ class Hit(models.Model):
     """A page-view table of another site: other names, fewer columns."""
 
     number = models.BigAutoField(primary_key=True)
-    site = models.ForeignKey(Project, on_delete=models.CASCADE)
+    site = models.ForeignKey(Project, on_delete=models.DO_NOTHING)
     url = models.CharField(max_length=200)
     hits = models.IntegerField()
     on = models.DateField()

@@ -52,11 +52,15 @@ def _deleted(sender: Any, instance: Any, using: str, **_: Any) -> None:  # noqa:
 
 
 def _send() -> None:
-    """Tells the workers. If that fails, the nightly export does what is pending."""
+    """Tells the workers. If that fails, the nightly export does what is pending: whoever deletes a project does not
+    wait for a broker that is away."""
     from parquet_analytics.django.tasks import erase_deleted_projects
 
     queue = {} if settings.QUEUE is None else {"queue": settings.QUEUE}
-    erase_deleted_projects.apply_async(ignore_result=True, retry=False, **queue)
+    with erase_deleted_projects.app.connection_for_write() as connection:
+        once = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+        connection.transport_options = {**(connection.transport_options or {}), **once}
+        erase_deleted_projects.apply_async(connection=connection, ignore_result=True, retry=False, **queue)
 
 
 def hidden_projects() -> list[int]:

@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 
 use super::connect::{LOCKING, Session, identity, is_true, milliseconds, said};
 use super::copy::Decoder;
-use super::{Dates, PostgresSource, number, unique_ids};
+use super::{Dates, PostgresSource, date_type, number, unique_ids};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::source::BadRows;
@@ -80,7 +80,9 @@ impl<'a> Deleter<'a> {
         }
         let sql = format!("SELECT {}", identity(is_true(&rows, 2)?));
         let database = said(&session.query_as(options, "identifying the database", &sql).await?, 0)?;
-        let dates = source.dates().await?;
+        let of_date = date_type(options);
+        let dates = session.query_as(options, "looking at the date", &of_date).await?;
+        let dates = if is_true(&dates, 0)? { Dates::Times } else { Dates::Days };
         let unique = unique_ids(options);
         let unique = session.query_as(options, "looking at the indexes", &unique).await?;
         if !is_true(&unique, 0)? {

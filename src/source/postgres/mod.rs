@@ -127,14 +127,6 @@ impl PostgresSource {
         })
     }
 
-    /// What the date column holds.
-    async fn dates(&self) -> Result<Dates> {
-        let mut snapshot = Snapshot::begin(&self.options, None).await?;
-        let dates = self.check_tables(&mut snapshot).await?;
-        snapshot.commit().await?;
-        Ok(dates)
-    }
-
     /// `FROM table WHERE date = day`.
     fn of_day(&self, day: Day, dates: Dates) -> String {
         let (table, date) = (&self.options.table, &self.options.columns.date);
@@ -343,6 +335,21 @@ fn unique_ids(options: &PostgresOptions) -> String {
         options.table.literal(),
         columns.date.literal(),
         id = columns.id.literal()
+    )
+}
+
+/// A query that tells whether the date column holds times. A domain stands for the type below it.
+fn date_type(options: &PostgresOptions) -> String {
+    format!(
+        "WITH RECURSIVE base AS (
+             SELECT t.oid, t.typtype, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+             WHERE a.attrelid = to_regclass({}) AND a.attname = {}
+             UNION ALL
+             SELECT t.oid, t.typtype, t.typbasetype FROM base JOIN pg_type t ON t.oid = base.typbasetype
+         )
+         SELECT (format_type(oid, NULL) = '{TIMESTAMP}')::text FROM base WHERE typtype <> 'd'",
+        options.table.literal(),
+        options.columns.date.literal()
     )
 }
 
