@@ -1,8 +1,17 @@
 //! Takes the rows of erased projects out of a stored day: an export from nothing, which keeps what is stored, but for them.
+//! And finds the copies that still have some: the day's file says nothing of them once it was written anew.
 
+use std::time::Duration;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use crate::cache::{self, Known};
+use crate::erased;
 use crate::error::Result;
 use crate::export::{ExportOptions, Exported, Progress, export};
-use crate::keys::{Day, Scope};
+use crate::keys::{Day, Prefix, Scope};
+use crate::merge::without;
+use crate::plan::{self, Filter};
 use crate::runtime::{Cancel, block_on};
 use crate::source::{BadRows, Sink, Source, Summary};
 use crate::store::Store;
@@ -22,6 +31,66 @@ pub fn erase(store: &Store, day: Day, options: &ExportOptions, cancel: &Cancel) 
         ..options.clone()
     };
     export(&mut nothing, store, day, &options, &Progress::default(), cancel)
+}
+
+/// Those of the copies that have rows of erased projects, with their keys.
+///
+/// # Errors
+/// [`crate::error::Error::CorruptFile`] for a copy that cannot be read.
+pub async fn stale_copies(
+    store: &Store,
+    prefix: &Prefix,
+    days: &[Day],
+    scopes: &[Scope],
+) -> Result<Vec<(Day, String)>> {
+    let (ids, _) = erased::ids(store, prefix, Duration::ZERO).await?;
+    let copies = days
+        .iter()
+        .flat_map(|day| scopes.iter().map(|scope| (*day, prefix.key(scope, *day))));
+    let copies: Vec<(Day, String)> = copies.filter(|_| !ids.is_empty()).collect();
+    stream::iter(copies)
+        .map(|(day, key)| {
+            let ids = ids.clone();
+            async move {
+                let stale = has_rows_of(store, &key, day, &ids)
+                    .await
+                    .map_err(|error| error.on_day(day))?;
+                Ok(stale.then_some((day, key)))
+            }
+        })
+        .buffered(LOOKS_AT_ONCE)
+        .try_filter_map(|copy| async { Ok(copy) })
+        .try_collect()
+        .await
+}
+
+const LOOKS_AT_ONCE: usize = 16;
+/// Holds the footer of all but the largest copies.
+const TAIL: u64 = 64 << 10;
+
+async fn has_rows_of(store: &Store, key: &str, day: Day, ids: &[i32]) -> Result<bool> {
+    let Known::Present(footer) = cache::load(store, key, Duration::ZERO, TAIL).await?.known else {
+        return Ok(false);
+    };
+    let of = |id: &i32| Filter {
+        project_id: Some(*id),
+        ..Filter::default()
+    };
+    if ids.iter().all(|id| plan::select(&footer, &of(id)).is_empty()) {
+        return Ok(false);
+    }
+    // An id between those of others is in the statistics' range, and perhaps not in the file.
+    let Some(copy) = StoredDay::read(store, key, day).await? else {
+        return Ok(false);
+    };
+    for batch in copy.batches() {
+        let batch = batch?;
+        let rows = batch.num_rows();
+        if without(batch, ids)?.num_rows() < rows {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A source without rows that says of itself what the stored file says of its source.

@@ -23,6 +23,10 @@ const LARGEST: u64 = 16 << 20;
 /// How often a change that others get in the way of is begun again.
 const ROUNDS: u32 = 16;
 
+/// How long the list is believed at most, whatever is accepted of files. Whoever hides projects until all know of
+/// them relies on it.
+const OLDEST: Duration = Duration::from_secs(60);
+
 /// Ids in ascending order.
 pub type Ids = Arc<[i32]>;
 
@@ -35,8 +39,9 @@ struct Remembered {
 
 static REMEMBERED: PerProcess<Mutex<HashMap<(String, Prefix), Remembered>>> = PerProcess::new();
 
-/// The ids, and whether that took a request. What was asked less than `max_age` ago is believed.
+/// The ids, and whether that took a request. What was asked less than `max_age` and a minute ago is believed.
 pub async fn ids(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(Ids, bool)> {
+    let max_age = max_age.min(OLDEST);
     let name = (store.id().to_owned(), prefix.clone());
     let known = {
         let remembered = REMEMBERED.lock();

@@ -9,10 +9,11 @@ use arrow::datatypes::SchemaRef;
 
 use crate::cache::Freshness;
 use crate::engine::{self, Answer, Batches, Limits, Param, Params};
+use crate::erased;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
 use crate::plan::Filter;
-use crate::runtime::Cancel;
+use crate::runtime::{self, Cancel};
 use crate::scan::{DayPlan, Options, Scan, Stats};
 use crate::schema;
 use crate::store::Store;
@@ -267,6 +268,12 @@ impl Querier {
         cancel: &Cancel,
     ) -> Result<Table> {
         self.ask(filter, extent.into(), sql, params, cancel)
+    }
+
+    /// The ids of the erased projects, as old as what is known of recent days.
+    pub fn erased(&self, cancel: &Cancel) -> Result<Vec<i32>> {
+        let asked = erased::ids(&self.store, &self.prefix, self.options.freshness.recent);
+        Ok(runtime::block_on(cancel, asked)?.0.to_vec())
     }
 
     /// Those of the days that have a file, asked anew with `fresh` instead of remembered.

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pyarrow.parquet as pq
 import pytest
-from django.db import transaction
+from django.apps import apps
+from django.db import connections, transaction
 from parquet_analytics import ParquetAnalyticsExporter, ParquetAnalyticsQuerier
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import tasks
-from parquet_analytics.django.erasure import erase_pending, hidden_projects
+from parquet_analytics.django.erasure import connect, erase_pending, hidden_projects
 from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.models import Erasure
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import exporter
-from parquet_analytics.exceptions import CorruptFile, StoreError
+from parquet_analytics.exceptions import CorruptFile, DayIsTaken, PermissionDenied, StoreError
 
 from tests import sites
 from tests.sites import DAY, NEXT, export
+from tests.torture.proxies import Response, S3Proxy, forward
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
 LIST = "analytics/pageviews/_erased/projects.json"
@@ -226,3 +232,142 @@ def test_a_site_without_a_ledger_can_delete_its_projects(site: str, site_databas
     with transaction.atomic():
         Project.objects.get(slug="going").delete()
     assert not Project.objects.filter(slug="going").exists()
+
+
+def copies(place: Any, of: str) -> list[str]:
+    keys: list[str] = place.keys()
+    return [key for key in keys if f"/{of}/" in key]
+
+
+def test_copies_go_although_an_export_took_the_rows_out_of_the_day_before(site: str, place: Any) -> None:
+    """So it is after a crash between the two, too."""
+    going = Project.objects.get(slug="going").pk
+    Project.objects.get(slug="going").delete()
+    exporter().erase_project(going)
+    exporter().export_daily_pageviews(DAY)
+    exporter().erase_from_day(NEXT)
+    assert going not in stored(place) + stored(place, NEXT)
+    assert len(copies(place, "project/going")) == 2
+    assert exporter().days_with_erased_copies([DAY, NEXT, TODAY], ["going", "staying"]) == [DAY, NEXT]
+    erase_pending()
+    assert copies(place, "project/going") == []
+    assert len(copies(place, "project/staying")) == 2
+
+
+def test_an_erasure_that_is_broken_off_is_finished_by_the_next(site: str, place: Any) -> None:
+    """Wherever it is broken off: the day's file is the last to lose the rows."""
+    going, staying = (Project.objects.get(slug=slug).pk for slug in ("going", "staying"))
+    Project.objects.get(slug="going").delete()
+    exporter().erase_project(going)
+    proxy = S3Proxy(place.s3.endpoint_url)
+
+    def refusing(address: str, request: Any) -> Response:
+        return Response.error(403, "AccessDenied") if request.method == "PUT" else forward(address, request)
+
+    proxy.rewrite = refusing
+    with sites.archive(sites.s3_entry(place, proxy.url)), pytest.raises(PermissionDenied):
+        erase_pending()
+    proxy.close()
+    assert stored(place) == stored(place, NEXT) == [going, staying]
+    assert copies(place, "project/going") == []
+    assert Erasure.objects.get().finished_at is None
+    assert erase_pending() == [going]
+    assert stored(place) == stored(place, NEXT) == [staying]
+
+
+def test_copies_of_organizations_lose_the_rows_and_others_stay_as_they_are(site: str, place: Any) -> None:
+    sites.few(DAY, project="last")
+    organizations = {
+        "alone": ["going"],
+        "both": ["going", "staying"],
+        "around": ["last", "first"],
+        "other": ["staying"],
+    }
+    # The ids of `around` lie on both sides of the erased one.
+    sites.few(DAY, project="first")
+    going, staying, last = (Project.objects.get(slug=slug).pk for slug in ("going", "staying", "last"))
+    PageView.objects.filter(project__slug="first").update(project_id=Project.objects.create(pk=-5, slug="early").pk)
+    organizations["around"].append("early")
+    exporter().export_daily_pageviews(DAY, per_organization=organizations)
+    assert stored(place, key=copies(place, "org/around")[0]) == [-5, last]
+    assert len(copies(place, "org")) == 4
+    Project.objects.get(slug="going").delete()
+    exporter().erase_project(going)
+    exporter().erase_from_day(
+        DAY, slugs=["going"], per_organization={"alone": [], "both": ["staying"], "around": [], "other": []}
+    )
+    assert [stored(place, key=key) for key in copies(place, "org")] == [[-5, last], [staying], [staying]]
+
+
+def test_a_copy_of_the_new_owner_of_the_slug_stays(site: str, place: Any) -> None:
+    Project.objects.get(slug="going").delete()
+    exporter().erase_project(Erasure.objects.get().project_id)
+    sites.few(TODAY - datetime.timedelta(days=1), rows=4, project="going")
+    assert export("--date", str(TODAY - datetime.timedelta(days=1)), "--per-project")[0] == 0
+    erase_pending()
+    assert len(copies(place, "project/going")) == 1
+
+
+def test_rows_that_the_table_still_has_are_not_shown(site: str) -> None:
+    """Erased by the library, or back with a restored database of which the ledger is a part."""
+    sites.few(TODAY, project="going")
+    sites.few(TODAY, project="staying")
+    exporter().erase_project(Project.objects.get(slug="going").pk)
+    querier = PageViewsQuerier(max_age=0)
+    assert querier.daily_totals("going", DAY, TODAY, status=None).num_rows == 0
+    assert querier.top_pages("going", DAY, TODAY, status=None).num_rows == 0
+    assert querier.query_pageviews("going", DAY, TODAY).num_rows == 0
+    assert querier.sql("SELECT count(*) n FROM pageviews", since=TODAY)["n"].to_pylist() == [20]
+    assert querier.daily_totals("staying", TODAY, status=None)["count"].to_pylist() == [190]
+
+
+def test_a_project_that_is_deleted_as_a_proxy_is_erased(site: str) -> None:
+    class Renamed(Project):
+        class Meta:
+            proxy = True
+            app_label = "projects"
+
+    connect()  # as when the app is ready, with all models known
+    try:
+        going = Project.objects.get(slug="going").pk
+        Renamed.objects.get(slug="going").delete()
+        assert hidden_projects() == [going]
+    finally:
+        del apps.all_models["projects"]["renamed"]
+        apps.clear_cache()
+
+
+@pytest.mark.full
+def test_a_querier_that_believes_files_for_long_believes_the_list_for_a_minute(site: str, place: Any) -> None:
+    """Else a project would be shown again once it is not hidden by the ledger any more."""
+    going = Project.objects.get(slug="going").pk
+    querier = PageViewsQuerier(max_age=100_000)
+    assert views("going", querier) == [190, 190]
+    code = (
+        "import json, sys; from parquet_analytics import ParquetAnalyticsExporter as Exporter\n"
+        "Exporter(sys.argv[1], storage_options=json.loads(sys.argv[2])).erase_project(int(sys.argv[3]))"
+    )
+    # In another process, since this one knows at once what it wrote.
+    command = [sys.executable, "-c", code, place.url, json.dumps(place.options()), str(going)]
+    subprocess.run(command, check=True)
+    assert views("going", querier) == [190, 190]
+    time.sleep(61)
+    assert views("going", querier) == []
+
+
+def test_erasures_at_once_leave_it_finished(site: str) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def erase(_: int) -> None:
+        try:
+            with contextlib.suppress(DayIsTaken):
+                erase_pending()
+        finally:
+            connections.close_all()
+
+    Project.objects.get(slug="going").delete()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(erase, range(4)))
+    erasure = Erasure.objects.get()
+    assert erasure.finished_at is not None
+    assert erasure.error == ""

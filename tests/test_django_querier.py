@@ -235,11 +235,11 @@ def test_a_day_that_is_exported_and_deleted_during_the_question_is_never_zero(
     moves: list[datetime.date] = []
 
     def moving(when: str, day: datetime.date) -> Callable[..., Any]:
-        def rows(self: Any, question: Any, wanted: Any) -> Any:
+        def rows(self: Any, *asked: Any) -> Any:
             if when == "before" and day not in moves:
                 moves.append(day)
                 assert export("--date", str(day), "--delete-after-export")[0] == 0
-            found = original(self, question, wanted)
+            found = original(self, *asked)
             if when == "after" and day not in moves:
                 moves.append(day)
                 assert export("--date", str(day), "--delete-after-export")[0] == 0

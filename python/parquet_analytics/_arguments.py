@@ -14,6 +14,10 @@ Date = datetime.date | str
 """A calendar day in UTC: a ``date``, or text as ``YYYY-MM-DD``."""
 
 
+# The native module's, which it enforces too: a mistyped year should not cost a million dates on the way there.
+_MOST_DAYS = 3660
+
+
 def today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
 
@@ -31,6 +35,9 @@ def span(since: Date | None, until: Date | None) -> tuple[str, str]:
     first = day_text(today() - datetime.timedelta(days=30) if since is None else since, "since")
     if first > last:
         raise InvalidInput(f"since ({first}) lies after until ({last})")
+    number = (datetime.date.fromisoformat(last) - datetime.date.fromisoformat(first)).days + 1
+    if number > _MOST_DAYS:
+        raise InvalidInput(f"{first} to {last} are {number} days; a question may span {_MOST_DAYS}, ask year by year")
     return first, last
 
 

@@ -36,8 +36,7 @@ class Coverage:
         """The last day before the first missing one; ``None`` when ``since`` itself is missing."""
         if not self.missing:
             return self.until
-        last = self.missing[0] - _DAY
-        return last if last >= self.since else None
+        return self.missing[0] - _DAY if self.missing[0] > self.since else None
 
     def __str__(self) -> str:
         """JSON of ``since``, ``until``, ``through`` and, for each of the four, first and last day of each run."""

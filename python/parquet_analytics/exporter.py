@@ -263,6 +263,12 @@ class ParquetAnalyticsExporter:
         """The ids of the projects that were erased."""
         return _native.erased_projects(self._store, self._prefix)
 
+    def days_with_erased_copies(self, target_dates: Iterable[Date], slugs: Iterable[str]) -> list[datetime.date]:
+        """Those of the days of which a project's copy below these ``slugs`` has rows of erased projects. The day's own
+        file may have none any more, since an export leaves them out too. One request for each day and slug."""
+        dates = [_target(date) for date in target_dates]
+        return _native.days_with_erased_copies(self._store, self._prefix, dates, list(slugs))
+
     def erase_from_day(
         self,
         target_date: Date,
@@ -273,8 +279,8 @@ class ParquetAnalyticsExporter:
         """Write a stored day again without the rows of erased projects, and read it back; ``outcome`` is
         ``"unchanged"`` when it has none. The result is that of :meth:`export_daily_pageviews`.
 
-        The projects' copies below these ``slugs`` are deleted (an export with ``per_project`` writes those of a new
-        owner anew), and organizations' copies are written anew where ``per_organization`` gives their projects.
+        Before, copies with rows of erased projects are deleted: those below these ``slugs``, and those of the
+        organizations in ``per_organization``, which are then written anew for the projects that it gives.
         :class:`DayNotStored` when there is no file.
         """
         return _native.erase_from_day(

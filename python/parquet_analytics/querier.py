@@ -129,7 +129,7 @@ class ParquetAnalyticsQuerier:
         Columns: id int64, project_id int32, project_slug string, version_id int32, version_slug string, path string,
         full_path string, view_count int32, date date32, status int16; or those named in ``columns``.
         """
-        question = _question((project_slug, project_id), (since, until), status)
+        question = _question((project_slug, project_id), self._span(since, until), status)
         return self._read(question, _names(columns))
 
     def iter_pageviews(
@@ -143,7 +143,7 @@ class ParquetAnalyticsQuerier:
         columns: Sequence[str] | None = None,
     ) -> pa.RecordBatchReader:
         """:meth:`query_pageviews` as a stream, in memory that does not grow with the answer. Sets no ``stats``."""
-        return self._stream(_question((project_slug, project_id), (since, until), status), _names(columns))
+        return self._stream(_question((project_slug, project_id), self._span(since, until), status), _names(columns))
 
     def _read(self, question: Question, columns: list[str] | None) -> pa.Table:
         native = self._native.pageviews(question.project, (*question.days, None, None, []), question.status, columns)
@@ -179,7 +179,7 @@ class ParquetAnalyticsQuerier:
         """
         page = count(limit, "limit"), count(offset, "offset")
         by = ("path", "version_slug") if per_version else ("path",)
-        question = _question((project, project_id), (since, until), status, by)
+        question = _question((project, project_id), self._span(since, until), status, by)
         return self._report(
             question,
             lambda extent: self._native.top_pages(question.project, extent, page, question.status, per_version),
@@ -199,7 +199,7 @@ class ParquetAnalyticsQuerier:
 
         Days without views are left out, or zero with ``fill``. ``status=None`` counts all statuses.
         """
-        question = _question((project, project_id), (since, until), status, ("date",))
+        question = _question((project, project_id), self._span(since, until), status, ("date",))
         return self._report(
             question, lambda extent: self._native.daily_totals(question.project, extent, question.status, fill)
         )
@@ -254,7 +254,7 @@ class ParquetAnalyticsQuerier:
         _, number = project(None, project_id, required=False)
         values = dict(params) if isinstance(params, Mapping) else list(params or ())
         slugs = _projects(projects)
-        first, last = map(datetime.date.fromisoformat, span(since, until))
+        first, last = map(datetime.date.fromisoformat, self._span(since, until))
         question = Question(first, last, None if slugs is None else tuple(slugs), number, None)
         return self._report(question, lambda extent: self._native.sql(query, values, extent, slugs, number))
 
@@ -273,10 +273,13 @@ class ParquetAnalyticsQuerier:
         Columns: date, key, state ("absent", or where the footer came from: "cached", "confirmed", "read"), size
         (bytes), rows, row_groups, row_groups_selected, rows_selected, requests and bytes (of data).
         """
-        who, days = _project(project, project_id, required=False), span(since, until)
+        who, days = _project(project, project_id, required=False), self._span(since, until)
         return pa.Table.from_pylist(
             self._native.explain(who, days, status_code(status), list(columns)), schema=_EXPLAINED
         )
+
+    def _span(self, since: Date | None, until: Date | None) -> tuple[str, str]:
+        return span(since, until)
 
     def _report(self, question: Question, ask: Callable[[Extent], Any]) -> pa.Table:
         return self._answer(question, ask((*question.days, None, None, [])))
@@ -290,12 +293,12 @@ class ParquetAnalyticsQuerier:
 
 def _question(
     who: tuple[str | None, int | None],
-    days: tuple[Date | None, Date | None],
+    days: tuple[str, str],
     status: int | None,
     summed_by: tuple[str, ...] | None = None,
 ) -> Question:
     slug, number = project(*who)
-    since, until = map(datetime.date.fromisoformat, span(*days))
+    since, until = map(datetime.date.fromisoformat, days)
     return Question(since, until, None if slug is None else (slug,), number, status_code(status), summed_by)
 
 

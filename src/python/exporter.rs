@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use chrono::SecondsFormat;
+use chrono::{NaiveDate, SecondsFormat};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -15,7 +15,7 @@ use crate::erased;
 use crate::error::{Error, Result};
 use crate::export::{self, ExportOptions, Exported, Planned, Progress};
 use crate::footer::MAX_GROUP_ROWS;
-use crate::keys::{Day, Prefix, Scope, Slug};
+use crate::keys::{Day, Prefix, Scope};
 use crate::runtime::{Cancel, block_on};
 use crate::sort::SortOptions;
 use crate::source::postgres::deletion::Limits;
@@ -241,7 +241,35 @@ pub fn erased_projects(py: Python<'_>, store: &PyStore, prefix: &str) -> PyResul
     Ok(asked?.0.to_vec())
 }
 
-/// Writes a stored day again without the rows of erased projects, and deletes the copies of these slugs.
+fn scopes<'a>(slugs: &[String], organizations: impl Iterator<Item = &'a String>) -> Result<Vec<Scope>> {
+    let projects = slugs.iter().map(|slug| slug.parse().map(Scope::Project));
+    let organizations = organizations.map(|slug| slug.parse().map(Scope::Organization));
+    projects.chain(organizations).collect()
+}
+
+/// Those of the days of which a copy of one of these slugs has rows of erased projects.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)]
+pub fn days_with_erased_copies(
+    py: Python<'_>,
+    store: &PyStore,
+    prefix: &str,
+    days: Vec<String>,
+    slugs: Vec<String>,
+) -> PyResult<Vec<NaiveDate>> {
+    let prefix: Prefix = prefix.parse().or_raise()?;
+    let days: Result<Vec<Day>> = days.iter().map(|day| day.parse()).collect();
+    let (days, scopes) = (days.or_raise()?, scopes(&slugs, std::iter::empty()).or_raise()?);
+    let stale = run_quietly(py, |cancel| {
+        block_on(cancel, erase::stale_copies(&store.inner, &prefix, &days, &scopes))
+    })?;
+    let mut found: Vec<NaiveDate> = stale.into_iter().map(|(day, _)| day.date()).collect();
+    found.dedup();
+    Ok(found)
+}
+
+/// Writes a stored day again without the rows of erased projects, and deletes the copies of these slugs and
+/// organizations that have some.
 #[pyfunction]
 #[pyo3(signature = (store, prefix, day, *, slugs, organizations, sort_memory, temp_dir, row_group_rows))]
 #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
@@ -270,18 +298,18 @@ pub fn erase_from_day<'py>(
         row_group_rows,
         ..ExportOptions::default()
     };
-    let slugs = slugs
-        .iter()
-        .map(|slug| slug.parse::<Slug>())
-        .collect::<Result<Vec<_>>>();
-    let slugs = slugs.or_raise()?;
+    let organizations = options.copies.organizations.iter().flatten();
+    let scopes = scopes(&slugs, organizations.map(|(organization, _)| organization)).or_raise()?;
     let exported = run_quietly(py, |cancel| {
-        let exported = erase::erase(&store.inner, day, &options, cancel)?;
-        for slug in slugs {
-            let key = options.prefix.key(&Scope::Project(slug), day);
+        // First, so that a copy is found again after a crash: as long as the day's file has the rows.
+        let stale = block_on(
+            cancel,
+            erase::stale_copies(&store.inner, &options.prefix, &[day], &scopes),
+        )?;
+        for (_, key) in stale {
             block_on(cancel, store.inner.delete(&key))?;
         }
-        Ok(exported)
+        erase::erase(&store.inner, day, &options, cancel)
     })?;
     describe(py, &exported)
 }

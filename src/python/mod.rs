@@ -53,6 +53,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(exporter::erase_project, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erased_projects, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erase_from_day, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::days_with_erased_copies, module)?)?;
     module.add_class::<store::PyStore>()?;
     module.add_class::<sources::PyPostgresSource>()?;
     module.add_class::<sample::PySample>()?;

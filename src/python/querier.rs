@@ -156,6 +156,10 @@ impl PyQuerier {
         )
     }
 
+    fn erased(&self, py: Python<'_>) -> PyResult<Vec<i32>> {
+        run_quietly(py, |cancel| self.inner.erased(cancel))
+    }
+
     /// Those of the days that have a file; `fresh` asks the store whatever is remembered.
     #[allow(clippy::needless_pass_by_value)]
     fn present(&self, py: Python<'_>, days: Vec<String>, fresh: bool) -> PyResult<Vec<NaiveDate>> {

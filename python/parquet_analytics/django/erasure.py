@@ -31,8 +31,13 @@ def connect() -> None:
         model = configured().project_model
     except ParquetAnalyticsError:
         return
-    if model is not None:
-        pre_delete.connect(_deleted, sender=model, dispatch_uid="parquet_analytics.erasure")
+    if model is None:
+        return
+    from django.apps import apps
+
+    # A project that is deleted as one of a proxy's is told of under the proxy's name.
+    for sender in {model, *(each for each in apps.get_models() if each._meta.concrete_model is model)}:
+        pre_delete.connect(_deleted, sender=sender, dispatch_uid="parquet_analytics.erasure")
 
 
 def _deleted(sender: Any, instance: Any, using: str, **_: Any) -> None:  # noqa: ARG001 - the signal's arguments
@@ -90,7 +95,13 @@ def erase_pending(task_id: str = "") -> list[int]:
     slugs = sorted({erasure.slug for erasure in pending if erasure.slug})
     members = organizations() if settings.PER_ORGANIZATION else None
     failed: ParquetAnalyticsError | None = None
-    for day in _days_with([erasure.project_id for erasure in pending], who.location):
+    known = _known_days(who.location)
+    # Also days whose file was written anew without the rows already, by an export, and their copies were not.
+    chosen = {
+        *_days_with([erasure.project_id for erasure in pending], known),
+        *who.days_with_erased_copies(known, slugs),
+    }
+    for day in sorted(chosen):
         try:
             with Ledger(Run.Kind.ERASE, day, who.location, task_id=task_id) as ledger:
                 result = who.erase_from_day(day, slugs=slugs, per_organization=members)
@@ -104,10 +115,13 @@ def erase_pending(task_id: str = "") -> list[int]:
         except ParquetAnalyticsError as error:
             _log.warning("%s: erased projects could not be taken out: %s", day, error)
             failed = failed or error
-    for erasure in pending:
-        erasure.error = "" if failed is None else str(failed)[:10_000]
-        erasure.finished_at = None if failed is not None else days.now()
-        erasure.save(update_fields=["error", "finished_at"])
+    # Another run may have finished them meanwhile, and kept this one from it.
+    ended = Erasure.objects.using(router.db_for_write(Erasure)).filter(finished_at__isnull=True)
+    ended = ended.filter(pk__in=[erasure.pk for erasure in pending])
+    if failed is not None:
+        ended.update(error=str(failed)[:10_000])
+    else:
+        ended.update(error="", finished_at=days.now())
     if failed is not None:
         raise failed
     return [erasure.project_id for erasure in pending]
@@ -121,12 +135,16 @@ def erase_pending_or_log(task_id: str = "") -> None:
         _log.error("deleted projects could not be taken out of the archive: %s", error)
 
 
-def _days_with(projects: list[int], location: str) -> list[datetime.date]:
-    """The days that the ledger knows of and whose file can have rows of one of the projects, by its statistics."""
+def _known_days(location: str) -> list[datetime.date]:
+    """The days that the ledger has exports of."""
+    known = runs().filter(kind=Run.Kind.EXPORT, location=location).order_by()
+    return sorted(set(known.values_list("day", flat=True)))
+
+
+def _days_with(projects: list[int], found: list[datetime.date]) -> list[datetime.date]:
+    """Those of the days whose file can have rows of one of the projects, by its statistics."""
     from parquet_analytics.querier import ParquetAnalyticsQuerier
 
-    known = runs().filter(kind=Run.Kind.EXPORT, location=location).order_by("day")
-    found = sorted(set(known.values_list("day", flat=True)))
     querier = ParquetAnalyticsQuerier(max_age=0)
     chosen: set[datetime.date] = set()
     # A question spans some years at most.

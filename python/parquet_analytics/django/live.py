@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,8 @@ from parquet_analytics.querier import Question
 
 __all__ = ["LiveRows"]
 
+_DAY = datetime.timedelta(days=1)
+_CHUNK = 10_000
 _MOST = 2**31 - 1
 _SUM = "parquet_analytics_sum"
 
@@ -34,36 +37,51 @@ class LiveRows:
     def alias(self) -> str:
         return read_alias(self._mapping)
 
-    def rows(self, question: Question, days: Iterable[datetime.date]) -> pa.Table:
-        """What the table has for a question on these days, with all columns. Where views are going to be summed, the
-        database has summed them already, and other columns mean nothing."""
+    def rows(self, question: Question, days: Iterable[datetime.date], hidden: Iterable[int] = ()) -> pa.Table:
+        """What the table has for a question on these days, with all columns, without the ``hidden`` projects. Where
+        views are going to be summed, the database has summed them already, and other columns mean nothing."""
         wanted = sorted(days)
-        chosen = self._chosen(question, wanted)
+        chosen = self._chosen(question, wanted, sorted(set(hidden)))
         if chosen is None:
             return self._schema.empty_table()
         if question.summed_by is None:
-            return self._table(list(chosen.values_list(*self._mapping.lookups.values()).iterator(10_000)))
+            found = chosen.values_list(*self._mapping.lookups.values()).iterator(_CHUNK)
+            tables = [self._schema.empty_table()]
+            # Columns take a tenth of the memory that rows of Python objects do.
+            while chunk := list(islice(found, _CHUNK)):
+                tables.append(self._table(chunk))
+            return pa.concat_tables(tables)
         return self._summed(chosen, question, wanted)
 
     def days_with_rows(self, days: Iterable[datetime.date]) -> set[datetime.date]:
-        """Those of the days that have any row in the table, whosever. A look at the index on the date for each."""
+        """Those of the days that have any row in the table, whosever. A look at the index on the date for each, or for
+        each gap in the table."""
         date = self._mapping.lookups["date"]
         found = set()
-        for day in days:
-            rows = self._manager().filter(**self._mapping.of_days(day, day))
-            if rows.order_by().values_list(date, flat=True)[:1]:
+        following = None
+        for day in sorted(days):
+            if following is None or following < day:
+                rows = self._manager().order_by(date)
+                if day > datetime.date.min:
+                    rows = rows.filter(**self._mapping.later_than(day - _DAY))
+                following = self._mapping.day_of(rows.values_list(date, flat=True).first())
+                if following is None:
+                    break
+            if following == day:
                 found.add(day)
         return found
 
     def _manager(self) -> Any:
         return self._mapping.model._base_manager.using(self.alias)
 
-    def _chosen(self, question: Question, days: list[datetime.date]) -> Any | None:
+    def _chosen(self, question: Question, days: list[datetime.date], hidden: list[int]) -> Any | None:
         lookups = self._mapping.lookups
         among = Q()
         for first, last in spans(days):
             among |= Q(**self._mapping.of_days(first, last))
         chosen = self._manager().filter(among).order_by()
+        if hidden:
+            chosen = chosen.exclude(**{f"{lookups['project_id']}__in": hidden})
         if question.slugs is not None:
             chosen = chosen.filter(**{f"{lookups['project_slug']}__in": question.slugs})
         if question.project_id is not None:

@@ -18,6 +18,7 @@ import pyarrow as pa
 from django.db import Error as AnyDatabaseError
 from django.db import InterfaceError, OperationalError, connections, router, transaction
 
+from parquet_analytics._arguments import Date, span
 from parquet_analytics.coverage import Coverage, spans
 from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
@@ -101,6 +102,12 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._native.url!r}, prefix={self._native.prefix!r})"
 
+    def _span(self, since: Date | None, until: Date | None) -> tuple[str, str]:
+        """Until today by the days that the table counts on, which can be another zone's."""
+        today = days.today()
+        first = today - datetime.timedelta(days=30) if since is None else since
+        return span(first, today if until is None else until)
+
     def _report(self, question: Question, ask: Callable[[Extent], Any]) -> pa.Table:
         def answer(split: Split, live: pa.Table | None) -> tuple[Any, Any]:
             found = ask((*question.days, _texts(split.archived), live, split.ledger.hidden))
@@ -110,29 +117,46 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         return self._covered(self._answer(question, found), question, split, files)
 
     def _read(self, question: Question, columns: list[str] | None) -> pa.Table:
-        segments, split, files = self._decide(question, self._segments(question, columns))
-        schema, tables, stats = self._columns(columns), [], None
-        for segment in segments:
-            if isinstance(segment, pa.Table):
-                tables.append(segment)
-                continue
-            stream, told, _ = segment.read_all()
-            tables.append(pa.table(stream).cast(schema))
-            stats = told if stats is None else {name: stats[name] + told[name] for name in told}
-        self._stats = stats
-        return self._covered(pa.concat_tables([schema.empty_table(), *tables]), question, split, files)
+        schema, segments = self._columns(columns), self._segments(question, columns)
+
+        def answer(split: Split, live: pa.Table | None) -> tuple[Any, Any]:
+            tables, stats = [schema.empty_table()], None
+            found, files = segments(split, live)
+            for segment in found:
+                if isinstance(segment, pa.Table):
+                    tables.append(segment)
+                    continue
+                # Read in here, where a store that is down, or a file that has gone, is made up for.
+                stream, told, seen = segment.read_all()
+                files += seen or []
+                tables.append(pa.table(stream).cast(schema))
+                stats = told if stats is None else {name: stats[name] + told[name] for name in told}
+            return (pa.concat_tables(tables), stats), files
+
+        (table, self._stats), split, files = self._decide(question, answer)
+        return self._covered(table, question, split, files)
 
     def _stream(self, question: Question, columns: list[str] | None) -> pa.RecordBatchReader:
-        segments, split, files = self._decide(question, self._segments(question, columns))
+        segments = self._segments(question, columns)
+
+        def answer(split: Split, live: pa.Table | None) -> tuple[Any, Any]:
+            found, files = segments(split, live)
+            # A store that is down is found out by the first rows of the first file, while it can be made up for.
+            stream = next((segment for segment in found if not isinstance(segment, pa.Table)), None)
+            return (found, stream, None if stream is None else stream.next_batch()), files
+
+        (found, begun, first), split, files = self._decide(question, answer)
         schema = with_coverage(self._columns(columns), _coverage(question, split, files))
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for segment in segments:
+            for segment in found:
                 if isinstance(segment, pa.Table):
                     yield from (batch.replace_schema_metadata(schema.metadata) for batch in segment.to_batches())
                     continue
-                while (batch := segment.next_batch()) is not None:
+                batch = first if segment is begun else segment.next_batch()
+                while batch is not None:
                     yield pa.record_batch(batch).replace_schema_metadata(schema.metadata)
+                    batch = segment.next_batch()
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
@@ -174,15 +198,15 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
                 if overtaken:
                     continue
                 found, files = ask(split, live)
+                # The ledger knows of files that the store does not have, or did not have when it was last asked.
+                lost = {day for day, rows in files or () if rows is None} - gone
+                if lost and split.ledger.asked:
+                    gone |= lost - self._present(lost, fresh=True)
+                    continue
             except StoreError as error:
                 if not error.retryable or not ledger.asked:
                     raise
                 return self._without_store(question, ledger, ask, error)
-            # The ledger knows of files that the store does not have.
-            lost = {day for day, rows in files or () if rows is None} - gone
-            if lost and split.ledger.asked:
-                gone |= lost
-                continue
             return found, split, files
         raise StoreError(
             f"{question.since} to {question.until}: days keep moving from the table to the store; ask again",
@@ -197,7 +221,8 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         unknown = finished - ledger.known - gone
         archived = (ledger.verified & finished) | self._present(unknown, fresh=False)
         archived -= gone
-        return Split(archived, asked - archived, ledger)
+        # Of a day that was deleted and whose file does not count (any more), the table has a part at most.
+        return Split(archived, asked - archived - (finished & ledger.deleted), ledger)
 
     def _present(self, wanted: Days, *, fresh: bool) -> Days:
         return set(self._native.present(_texts(wanted), fresh)) if wanted else set()
@@ -207,17 +232,24 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         knows nothing of are live no longer, but missing."""
         if not split.live:
             return None, False
+        # Erased without a word to the ledger, or rows that came back with a restored database.
+        hidden = {*split.ledger.hidden, *self._native.erased()}
         try:
-            live = self._live.rows(question, split.live)
-            finished = {day for day in split.live if day < days.today()}
+            with self._savepoint(self._live.alias):
+                live = self._live.rows(question, split.live, hidden)
+                finished = {day for day in split.live if day < days.today()}
+                held = self._live.days_with_rows(finished)
             if finished:
-                # A row that was deleted before it was read here was in a file by then.
+                # A row that was deleted before it was read here was in a file by then. That a day without rows has no
+                # file either is believed as long as the library believes it: it is missing, not zero.
                 now = self._ledger(question)
-                moved = (now.verified & finished) | self._present(finished - now.known - gone, fresh=True)
-                if moved - gone:
+                unknown = finished - now.known - gone
+                doubtful = unknown & held if now.asked else unknown
+                moved = now.verified & finished
+                moved |= self._present(doubtful, fresh=True) | self._present(unknown - doubtful, fresh=False)
+                if moved - gone or finished & now.deleted:
                     return None, True
-                split.live -= finished - self._live.days_with_rows(finished)
-                split.live -= gone & now.deleted
+                split.live -= finished - held
         except _DOWN as error:
             _log.warning("the database cannot be asked for %s: %s", _shown(split.live), _line(error))
             self._close(self._live.alias)
@@ -230,9 +262,10 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         asked = set(days.days(question.since, question.until))
         split = Split(set(), asked - ledger.deleted, ledger)
         try:
-            finished = {day for day in split.live if day < days.today()}
-            split.live -= finished - self._live.days_with_rows(finished)
-            live = self._live.rows(question, split.live) if split.live else None
+            with self._savepoint(self._live.alias):
+                finished = {day for day in split.live if day < days.today()}
+                split.live -= finished - self._live.days_with_rows(finished)
+                live = self._live.rows(question, split.live, ledger.hidden) if split.live else None
         except _DOWN:
             raise error from None
         missing = split.missing(question)
@@ -245,15 +278,17 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         alias = router.db_for_write(Run)
         found = Ledger(asked=True)
         wanted = runs().filter(location=self._location, day__gte=question.since, day__lte=question.until)
-        wanted = wanted.filter(kind__in=[Run.Kind.EXPORT, Run.Kind.DELETE])
+        wanted = wanted.filter(kind__in=[Run.Kind.EXPORT, Run.Kind.DELETE, Run.Kind.RESTORE])
         try:
-            # A question that fails spoils a transaction of the caller unless it has a savepoint of its own.
-            shared = connections[alias].in_atomic_block
-            with transaction.atomic(using=alias) if shared else contextlib.nullcontext():
+            with self._savepoint(alias):
                 found.hidden = hidden_projects()
                 for kind, day, state in wanted.order_by("id").values_list("kind", "day", "state"):
                     if kind == Run.Kind.DELETE:
                         found.deleted.add(day)
+                        continue
+                    if kind == Run.Kind.RESTORE:
+                        if state == Run.State.DONE:
+                            found.deleted.discard(day)
                         continue
                     found.known.add(day)
                     if state == Run.State.VERIFIED:
@@ -270,6 +305,12 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
     def _covered(self, table: pa.Table, question: Question, split: Split, files: Any) -> pa.Table:
         self._coverage = _coverage(question, split, files)
         return table.replace_schema_metadata(with_coverage(table.schema, self._coverage).metadata)
+
+    @staticmethod
+    def _savepoint(alias: str) -> contextlib.AbstractContextManager[Any]:
+        """A question that fails spoils a transaction of the caller unless it has a savepoint of its own."""
+        shared = connections[alias].in_atomic_block
+        return transaction.atomic(using=alias) if shared else contextlib.nullcontext()
 
     @staticmethod
     def _close(alias: str) -> None:

@@ -185,8 +185,10 @@ def organizations() -> dict[str, list[str]]:
         ) from None
     members: dict[str, list[str]] = {}
     for organization, project in model._base_manager.order_by("slug").values_list("slug", "projects__slug"):
+        # One without projects is told too: copies may be left of those that it had.
+        of = members.setdefault(organization, [])
         if project is not None:
-            members.setdefault(organization, []).append(project)
+            of.append(project)
     return members
 
 

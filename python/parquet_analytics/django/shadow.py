@@ -21,15 +21,21 @@ from parquet_analytics.querier import Question
 __all__ = ["ShadowQuerier", "shadow"]
 
 _WAITING = 100
+_REMEMBERED = 1_000
 
 _log = logging.getLogger("parquet_analytics.shadow")
 
 
 class Shadow:
     """Compares in one thread of the process. Counters: ``compared``, ``different``, ``failed`` (a comparison that
-    could not be made), ``dropped`` (because too many were waiting)."""
+    could not be made), ``dropped`` (because too many were waiting). Each difference is logged once."""
 
     def __init__(self) -> None:
+        self._forget()
+        # A thread that another one of the parent's held up in here would hold up the child for ever.
+        os.register_at_fork(after_in_child=self._forget)
+
+    def _forget(self) -> None:
         self._lock = threading.Lock()
         self._process: int | None = None
 
@@ -46,6 +52,7 @@ class Shadow:
                 # Also after a fork, which a thread does not survive. The process waits for it when it ends.
                 self._process = os.getpid()
                 self._counts: collections.Counter[str] = collections.Counter()
+                self._told: set[str] = set()
                 self._room = threading.BoundedSemaphore(_WAITING)
                 self._thread = ThreadPoolExecutor(1, thread_name_prefix="parquet-analytics-shadow")
         if self._room.acquire(blocking=False):
@@ -64,7 +71,9 @@ class Shadow:
             self._counts["compared"] += 1
             if difference is not None:
                 self._counts["different"] += 1
-                _log.warning("the archive answers differently: %s", difference)
+                if difference not in self._told and len(self._told) < _REMEMBERED:
+                    self._told.add(difference)
+                    _log.warning("the archive answers differently: %s", difference)
         except Exception as error:  # noqa: BLE001 - nobody waits for it
             self._counts["failed"] += 1
             _log.warning("the archive could not be compared: %s", error)
@@ -93,7 +102,7 @@ class ShadowQuerier(PageViewsQuerier):
         verified = {day for day in ledger.verified - ledger.deleted if day < days.today()}
         if not verified:
             return None
-        live = self._live.rows(question, verified)
+        live = self._live.rows(question, verified, {*ledger.hidden, *self._native.erased()})
         stored = self._stored(question, verified, ledger)
         by = list(question.summed_by or self._schema.names)
         theirs, ours = (_comparable(table, by) for table in (live, stored))
