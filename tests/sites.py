@@ -96,6 +96,17 @@ def databases(**urls: str | dict[str, Any]) -> Iterator[None]:
         connections.settings.update(before)
 
 
+@contextmanager
+def another(alias: str, **changes: Any) -> Iterator[None]:
+    """A further database meanwhile: `default` with these changes."""
+    connections.settings[alias] = connections.settings["default"] | changes
+    try:
+        yield
+    finally:
+        _forget([alias])
+        del connections.settings[alias]
+
+
 def _forget(aliases: Any) -> None:
     for alias in list(aliases):
         if hasattr(connections._connections, alias):

@@ -374,12 +374,8 @@ def test_a_missing_ledger_says_migrate(postgres: Any, tmp_path: Path) -> None:
 
 def test_a_database_that_is_down_is_named_without_its_password(folder: Path, site_database: str) -> None:
     password = connections["default"].settings_dict["PASSWORD"]
-    connections.settings["replica"] = connections.settings["default"] | {"PORT": "1"}
-    try:
-        with sites.archive(folder, READ_DATABASE="replica"):
-            code, out, err = export("--date", "2026-07-01")
-    finally:
-        del connections.settings["replica"]
+    with sites.another("replica", PORT="1"), sites.archive(folder, READ_DATABASE="replica"):
+        code, out, err = export("--date", "2026-07-01")
     assert code == 1
     assert "127.0.0.1:1" in err
     assert password not in out + err

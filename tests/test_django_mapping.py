@@ -224,7 +224,8 @@ class TestReplicas:
             override_settings(DATABASE_ROUTERS=routers),
             sites.archive(tmp_path, ALLOW_LOCAL_DELETE=True, **given),
         ):
-            assert export("--date", str(DAY), "--delete-after-export")[0] == 0
+            code, out, err = export("--date", str(DAY), "--delete-after-export")
+            assert code == 0, (out, err)
         assert sites.rows_in(pair) == 0
         exported, deleted = runs().order_by("id")
         assert (exported.database, exported.standby) == ("replica", True)
@@ -317,20 +318,13 @@ class TestConnections:
         sites.few(DAY)
 
     def exported(self, tmp_path: Path, **database: Any) -> str:
-        before = connections.settings["default"]
-        options = database.pop("OPTIONS", {})
-        connections.settings["odd"] = before | database | {"OPTIONS": options}
-        try:
-            with sites.archive(tmp_path, READ_DATABASE="odd", WRITE_DATABASE="odd"):
-                _, out, err = export("--date", str(DAY))
-                print(err)
-                return out
-        finally:
-            self.forget()
-
-    def forget(self) -> None:
-        connections["odd"].close()
-        del connections["odd"], connections.settings["odd"]
+        with (
+            sites.another("odd", **{"OPTIONS": {}} | database),
+            sites.archive(tmp_path, READ_DATABASE="odd", WRITE_DATABASE="odd"),
+        ):
+            _, out, err = export("--date", str(DAY))
+            print(err)
+            return out
 
     def test_a_search_path_and_timeouts_in_options(self, site_database: str, tmp_path: Path) -> None:
         with psycopg.connect(site_database) as database:
@@ -378,22 +372,18 @@ class TestConnections:
 
     @pytest.mark.parametrize(("name", "value"), [("sslcrl", "x"), ("target_session_attrs", "read-write")])
     def test_what_has_no_meaning_here_is_refused_by_name(self, tmp_path: Path, name: str, value: str) -> None:
-        connections.settings["odd"] = connections.settings["default"] | {"OPTIONS": {name: value}}
-        try:
-            with sites.archive(tmp_path, READ_DATABASE="odd"), pytest.raises(ConfigurationError, match=name):
-                configured_source(DAY)
-        finally:
-            self.forget()
+        with (
+            sites.another("odd", OPTIONS={name: value}),
+            sites.archive(tmp_path, READ_DATABASE="odd"),
+            pytest.raises(ConfigurationError, match=name),
+        ):
+            configured_source(DAY)
 
     def test_values_are_quoted(self, tmp_path: Path) -> None:
-        odd = {"PASSWORD": "it's a \\ 'secret'", "NAME": "a b"}
-        connections.settings["odd"] = connections.settings["default"] | odd
-        try:
+        with sites.another("odd", PASSWORD="it's a \\ 'secret'", NAME="a b"):
             text = connection_string("odd")
             assert "password='it\\'s a \\\\ \\'secret\\''" in text
             assert "secret" not in repr(PostgresSource(text))
-        finally:
-            self.forget()
 
     def test_a_pooler_in_between(self, site_database: str, pgbouncer: PgBouncer, tmp_path: Path) -> None:
         url = site.postgresql(pgbouncer.database_url(site_database.rsplit("/", 1)[1]))

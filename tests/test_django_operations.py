@@ -270,25 +270,19 @@ class TestDoctor:
         assert "0001" in message
 
     def test_a_database_that_is_down(self, folder: Path) -> None:
-        connections.settings["down"] = connections.settings["default"] | {"PORT": "1"}
-        try:
-            with sites.archive(folder, READ_DATABASE="down"):
-                found = self.findings()
-        finally:
-            del connections.settings["down"]
+        with sites.another("down", PORT="1"), sites.archive(folder, READ_DATABASE="down"):
+            found = self.findings()
         assert found["database"][0] == found["replica"][0] == "failed"
         assert connections["default"].settings_dict["PASSWORD"] not in str(found)
 
     def test_a_table_that_may_not_be_read(self, folder: Path, site_database: str, postgres: Postgres) -> None:
         name = site_database.rsplit("/", 1)[1]
         execute(site_database, f"CREATE ROLE nobody_{name} LOGIN PASSWORD '{postgres.password}'")
-        connections.settings["poor"] = connections.settings["default"] | {"USER": f"nobody_{name}"}
-        try:
-            with sites.archive(folder, READ_DATABASE="poor", WRITE_DATABASE="poor"):
-                found = self.findings()
-        finally:
-            connections["poor"].close()
-            del connections["poor"], connections.settings["poor"]
+        with (
+            sites.another("poor", USER=f"nobody_{name}"),
+            sites.archive(folder, READ_DATABASE="poor", WRITE_DATABASE="poor"),
+        ):
+            found = self.findings()
         assert "grant SELECT" in found["database"][1]
         assert found["write database"][0] == "failed"
         assert "lacks SELECT, UPDATE, DELETE" in found["write database"][1]
