@@ -33,29 +33,22 @@ pub fn erase(store: &Store, day: Day, options: &ExportOptions, cancel: &Cancel) 
     export(&mut nothing, store, day, &options, &Progress::default(), cancel)
 }
 
-/// Those of the copies that have rows of erased projects, with their keys.
+/// Those of the copies that have rows of erased projects.
 ///
 /// # Errors
 /// [`crate::error::Error::CorruptFile`] for a copy that cannot be read.
-pub async fn stale_copies(
-    store: &Store,
-    prefix: &Prefix,
-    days: &[Day],
-    scopes: &[Scope],
-) -> Result<Vec<(Day, String)>> {
+pub async fn stale_copies(store: &Store, prefix: &Prefix, days: &[Day], scopes: &[Scope]) -> Result<Vec<(Day, Scope)>> {
     let (ids, _) = erased::ids(store, prefix, Duration::ZERO).await?;
-    let copies = days
-        .iter()
-        .flat_map(|day| scopes.iter().map(|scope| (*day, prefix.key(scope, *day))));
-    let copies: Vec<(Day, String)> = copies.filter(|_| !ids.is_empty()).collect();
+    let copies = days.iter().flat_map(|day| scopes.iter().map(|scope| (*day, scope)));
+    let copies: Vec<(Day, &Scope)> = copies.filter(|_| !ids.is_empty()).collect();
     stream::iter(copies)
-        .map(|(day, key)| {
+        .map(|(day, scope)| {
             let ids = ids.clone();
             async move {
-                let stale = has_rows_of(store, &key, day, &ids)
+                let stale = has_rows_of(store, &prefix.key(scope, day), day, &ids)
                     .await
                     .map_err(|error| error.on_day(day))?;
-                Ok(stale.then_some((day, key)))
+                Ok(stale.then(|| (day, scope.clone())))
             }
         })
         .buffered(LOOKS_AT_ONCE)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
+from django.apps import apps
+from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.db import connections
 from django.test import override_settings
@@ -126,6 +128,25 @@ def _entry(storage: Path | dict[str, Any]) -> dict[str, Any]:
     if isinstance(storage, Path):
         return {"BACKEND": "django.core.files.storage.FileSystemStorage", "OPTIONS": {"location": str(storage)}}
     return storage
+
+
+@contextmanager
+def organizations(**members: list[str]) -> Iterator[Any]:
+    """The site has organizations meanwhile, with these projects."""
+    from parquet_analytics.demo.projects.models import Project
+
+    try:
+        with override_settings(INSTALLED_APPS=[*settings.INSTALLED_APPS, "tests.organizations"]):
+            from tests.organizations.models import Organization
+
+            # Models remember which others refer to them.
+            apps.clear_cache()
+            for slug, projects in members.items():
+                made = Organization.objects.create(name=slug, slug=slug)
+                made.projects.set(Project.objects.filter(slug__in=projects))
+            yield Organization
+    finally:
+        apps.clear_cache()
 
 
 def insert(*days: datetime.date, sample: SampleData = SAMPLE) -> int:

@@ -18,6 +18,7 @@ import psycopg
 import pyarrow.parquet as pq
 import pytest
 from django.db import connections
+from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import exit_codes
 from parquet_analytics.django.ledger import Ledger, runs
 from parquet_analytics.django.models import Run
@@ -107,6 +108,22 @@ def test_copies_are_written_for_projects_and_organizations(folder: Path, site_da
     code, _, err = export("--date", "2026-07-01", "--per-organization")
     assert code == 1
     assert "PER_ORGANIZATION needs the model organizations.Organization" in err
+    slugs = list(Project.objects.filter(page_views__isnull=False).distinct().values_list("slug", flat=True))
+    with sites.organizations(first=slugs[:1], both=slugs[:2], none=[]), sites.archive(folder, PER_ORGANIZATION=True):
+        code, out, _ = export("--date", "2026-07-01", "--dry-run", "--json")
+        assert code == 0
+        [planned] = printed(out)
+        code, out, _ = export("--date", "2026-07-01", "--json")
+        assert code == 0
+    [day] = printed(out)
+    copies = [key for key in objects(folder) if "/org/" in key]
+    assert day["organization_files"] == len(copies) == 2
+    assert sorted(planned["keys"]) == sorted([*copies, day["key"]])
+    rows = {key.split("/org/")[1].split("/")[0]: pq.read_table(folder / key) for key in copies}
+    assert {name: sorted(set(table["project_slug"].to_pylist())) for name, table in rows.items()} == {
+        "first": slugs[:1],
+        "both": sorted(slugs[:2]),
+    }
 
 
 def test_per_project_is_what_the_settings_say(site_database: str, tmp_path: Path) -> None:

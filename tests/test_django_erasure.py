@@ -299,6 +299,43 @@ def test_copies_of_organizations_lose_the_rows_and_others_stay_as_they_are(site:
     assert [stored(place, key=key) for key in copies(place, "org")] == [[-5, last], [staying], [staying]]
 
 
+@pytest.fixture
+def organizations(site: str) -> Iterator[None]:
+    with sites.organizations(alone=["going"], both=["going", "staying"], other=["staying"], none=[]):
+        assert export("--date", str(DAY), "--per-organization")[0] == 0
+        yield
+
+
+def organizations_copies(place: Any) -> dict[str, list[Any]]:
+    return {key.split("/org/")[1].split("/")[0]: stored(place, key=key) for key in copies(place, "org")}
+
+
+def test_copies_of_the_sites_organizations_lose_the_rows(organizations: None, place: Any) -> None:
+    """Written by a flag once, without the setting. No copy comes into being that was not there."""
+    going, staying = (Project.objects.get(slug=slug).pk for slug in ("going", "staying"))
+    assert organizations_copies(place) == {"alone": [going], "both": [going, staying], "other": [staying]}
+    Project.objects.get(slug="going").delete()
+    assert Erasure.objects.get().organizations == ["alone", "both"]
+    erase_pending()
+    assert organizations_copies(place) == {"both": [staying], "other": [staying]}
+    assert all(f"/{DAY:%Y/%m/%d}/" in key for key in copies(place, "org"))
+
+
+def test_copies_of_organizations_whose_day_lost_the_rows_before(organizations: None, place: Any) -> None:
+    """To an export that came between, which left them out."""
+    from tests.organizations.models import Organization
+
+    going, staying = (Project.objects.get(slug=slug).pk for slug in ("going", "staying"))
+    Project.objects.get(slug="going").delete()
+    Organization.objects.get(slug="alone").delete()
+    exporter().erase_project(going)
+    exporter().export_daily_pageviews(DAY)
+    assert stored(place) == [staying]
+    assert organizations_copies(place) == {"alone": [going], "both": [going, staying], "other": [staying]}
+    erase_pending()
+    assert organizations_copies(place) == {"both": [staying], "other": [staying]}
+
+
 def test_a_copy_of_the_new_owner_of_the_slug_stays(site: str, place: Any) -> None:
     Project.objects.get(slug="going").delete()
     exporter().erase_project(Erasure.objects.get().project_id)
@@ -355,7 +392,8 @@ def test_a_querier_that_believes_files_for_long_believes_the_list_for_a_minute(s
     assert views("going", querier) == []
 
 
-def test_erasures_at_once_leave_it_finished(site: str) -> None:
+def test_erasures_at_once_do_not_spoil_each_other(site: str, place: Any) -> None:
+    """Each may meet days that another has. A task that does is tried again."""
     from concurrent.futures import ThreadPoolExecutor
 
     def erase(_: int) -> None:
@@ -365,9 +403,12 @@ def test_erasures_at_once_leave_it_finished(site: str) -> None:
         finally:
             connections.close_all()
 
+    staying = Project.objects.get(slug="staying").pk
     Project.objects.get(slug="going").delete()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(erase, range(4)))
+    assert stored(place) == stored(place, NEXT) == [staying]
+    erase_pending()
     erasure = Erasure.objects.get()
     assert erasure.finished_at is not None
     assert erasure.error == ""

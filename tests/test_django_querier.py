@@ -463,3 +463,10 @@ class TestLibraryCoverage:
         assert len(str(coverage)) < 300
         assert coverage.through == all_days[-2]
         assert Coverage(since, since, missing=(since,)).through is None
+
+    def test_data_reach_through_the_day_before_the_first_gap(self) -> None:
+        """The days before a site's first are no gap."""
+        a, b, c, d, e = (datetime.date(2026, 7, day) for day in range(1, 6))
+        assert Coverage(a, e, missing=(a, b), complete=(c,), live=(d, e)).through == e
+        assert Coverage(a, e, missing=(a, d), complete=(b,), empty=(c,), live=(e,)).through == c
+        assert Coverage(a, e, missing=(d, e), complete=(b, c), empty=(a,)).through == c

@@ -33,10 +33,10 @@ class Coverage:
 
     @property
     def through(self) -> datetime.date | None:
-        """The last day before the first missing one; ``None`` when ``since`` itself is missing."""
-        if not self.missing:
-            return self.until
-        return self.missing[0] - _DAY if self.missing[0] > self.since else None
+        """The last day before the first gap: nothing is missing from the first known day through this one. Days before
+        that, as of a site that is younger than the question, are no gap. ``None`` when every day is missing."""
+        known = spans((*self.complete, *self.empty, *self.live))
+        return known[0][1] if known else None
 
     def __str__(self) -> str:
         """JSON of ``since``, ``until``, ``through`` and, for each of the four, first and last day of each run."""

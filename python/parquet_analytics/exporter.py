@@ -263,11 +263,14 @@ class ParquetAnalyticsExporter:
         """The ids of the projects that were erased."""
         return _native.erased_projects(self._store, self._prefix)
 
-    def days_with_erased_copies(self, target_dates: Iterable[Date], slugs: Iterable[str]) -> list[datetime.date]:
-        """Those of the days of which a project's copy below these ``slugs`` has rows of erased projects. The day's own
-        file may have none any more, since an export leaves them out too. One request for each day and slug."""
+    def days_with_erased_copies(
+        self, target_dates: Iterable[Date], slugs: Iterable[str], organizations: Iterable[str] = ()
+    ) -> list[datetime.date]:
+        """Those of the days of which the copy of one of these projects' ``slugs`` or ``organizations`` has rows of
+        erased projects. The day's own file may have none any more, since an export leaves them out too. One request
+        for each day and slug."""
         dates = [_target(date) for date in target_dates]
-        return _native.days_with_erased_copies(self._store, self._prefix, dates, list(slugs))
+        return _native.days_with_erased_copies(self._store, self._prefix, dates, list(slugs), list(organizations))
 
     def erase_from_day(
         self,
@@ -280,8 +283,8 @@ class ParquetAnalyticsExporter:
         ``"unchanged"`` when it has none. The result is that of :meth:`export_daily_pageviews`.
 
         Before, copies with rows of erased projects are deleted: those below these ``slugs``, and those of the
-        organizations in ``per_organization``, which are then written anew for the projects that it gives.
-        :class:`DayNotStored` when there is no file.
+        organizations in ``per_organization``, which are then written anew for the projects that it gives. Copies
+        without such rows stay as they are. :class:`DayNotStored` when there is no file.
         """
         return _native.erase_from_day(
             self._store,

@@ -241,13 +241,18 @@ pub fn erased_projects(py: Python<'_>, store: &PyStore, prefix: &str) -> PyResul
     Ok(asked?.0.to_vec())
 }
 
-fn scopes<'a>(slugs: &[String], organizations: impl Iterator<Item = &'a String>) -> Result<Vec<Scope>> {
-    let projects = slugs.iter().map(|slug| slug.parse().map(Scope::Project));
-    let organizations = organizations.map(|slug| slug.parse().map(Scope::Organization));
+fn scopes<'a>(
+    slugs: impl IntoIterator<Item = &'a String>,
+    organizations: impl IntoIterator<Item = &'a String>,
+) -> Result<Vec<Scope>> {
+    let projects = slugs.into_iter().map(|slug| slug.parse().map(Scope::Project));
+    let organizations = organizations
+        .into_iter()
+        .map(|slug| slug.parse().map(Scope::Organization));
     projects.chain(organizations).collect()
 }
 
-/// Those of the days of which a copy of one of these slugs has rows of erased projects.
+/// Those of the days of which a copy of one of these slugs or organizations has rows of erased projects.
 #[pyfunction]
 #[allow(clippy::needless_pass_by_value)]
 pub fn days_with_erased_copies(
@@ -256,10 +261,11 @@ pub fn days_with_erased_copies(
     prefix: &str,
     days: Vec<String>,
     slugs: Vec<String>,
+    organizations: Vec<String>,
 ) -> PyResult<Vec<NaiveDate>> {
     let prefix: Prefix = prefix.parse().or_raise()?;
     let days: Result<Vec<Day>> = days.iter().map(|day| day.parse()).collect();
-    let (days, scopes) = (days.or_raise()?, scopes(&slugs, std::iter::empty()).or_raise()?);
+    let (days, scopes) = (days.or_raise()?, scopes(&slugs, &organizations).or_raise()?);
     let stale = run_quietly(py, |cancel| {
         block_on(cancel, erase::stale_copies(&store.inner, &prefix, &days, &scopes))
     })?;
@@ -285,12 +291,10 @@ pub fn erase_from_day<'py>(
     row_group_rows: usize,
 ) -> PyResult<Bound<'py, PyDict>> {
     let day: Day = day.parse().or_raise()?;
-    let options = ExportOptions {
+    let mut organizations = organizations.unwrap_or_default();
+    let scopes = scopes(&slugs, organizations.keys()).or_raise()?;
+    let mut options = ExportOptions {
         prefix: prefix.parse().or_raise()?,
-        copies: CopyPlan {
-            per_project: false,
-            organizations,
-        },
         sort: SortOptions {
             memory_bytes: sort_memory,
             temp_dir,
@@ -298,17 +302,22 @@ pub fn erase_from_day<'py>(
         row_group_rows,
         ..ExportOptions::default()
     };
-    let organizations = options.copies.organizations.iter().flatten();
-    let scopes = scopes(&slugs, organizations.map(|(organization, _)| organization)).or_raise()?;
     let exported = run_quietly(py, |cancel| {
         // First, so that a copy is found again after a crash: as long as the day's file has the rows.
         let stale = block_on(
             cancel,
             erase::stale_copies(&store.inner, &options.prefix, &[day], &scopes),
         )?;
-        for (_, key) in stale {
-            block_on(cancel, store.inner.delete(&key))?;
+        for (_, scope) in &stale {
+            block_on(cancel, store.inner.delete(&options.prefix.key(scope, day)))?;
         }
+        let is_stale = |slug: &String| {
+            stale
+                .iter()
+                .any(|(_, scope)| matches!(scope, Scope::Organization(stale) if stale.as_str() == slug.as_str()))
+        };
+        organizations.retain(|slug, _| is_stale(slug));
+        options.copies.organizations = Some(organizations).filter(|stale| !stale.is_empty());
         erase::erase(&store.inner, day, &options, cancel)
     })?;
     describe(py, &exported)

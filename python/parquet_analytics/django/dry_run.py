@@ -7,11 +7,12 @@ from typing import Any
 
 from django.db.models import Sum
 
+from parquet_analytics.django import organizations
 from parquet_analytics.django.conf import settings
 from parquet_analytics.django.ledger import latest_verified, runs
 from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Run
-from parquet_analytics.django.runs import exporter, organizations
+from parquet_analytics.django.runs import exporter
 from parquet_analytics.django.source import read_alias
 
 __all__ = ["Plan"]
@@ -47,9 +48,8 @@ class Plan:
             keys += [path(day, project=slug) for slug in slugs]
         if self._per_organization:
             present = set(slugs)
-            keys += [
-                path(day, organization=slug) for slug, members in organizations().items() if present & set(members)
-            ]
+            members = organizations.members()
+            keys += [path(day, organization=slug) for slug, projects in members.items() if present & set(projects)]
         return {
             "rows": count,
             "bytes": None if self._bytes_per_row is None else round(count * self._bytes_per_row),

@@ -10,7 +10,7 @@ from django.db import DatabaseError, router, transaction
 from django.db.models import Q
 from django.db.models.signals import pre_delete
 
-from parquet_analytics.django import days
+from parquet_analytics.django import days, organizations
 from parquet_analytics.django.conf import settings
 from parquet_analytics.django.ledger import Ledger, runs
 from parquet_analytics.django.mapping import configured
@@ -45,7 +45,8 @@ def _deleted(sender: Any, instance: Any, using: str, **_: Any) -> None:  # noqa:
     field = mapping.field("project_id").target_field
     slug = mapping.lookups["project_slug"].split("__")[-1]
     alias = router.db_for_write(Erasure)
-    about = {"slug": str(getattr(instance, slug, "") or "")[:255]}
+    about: dict[str, Any] = {"slug": str(getattr(instance, slug, "") or "")[:255]}
+    about["organizations"] = organizations.of_project(instance)
     try:
         with transaction.atomic(using=alias):
             Erasure.objects.using(alias).get_or_create(project_id=getattr(instance, field.attname), defaults=about)
@@ -81,7 +82,7 @@ def erase_pending(task_id: str = "") -> list[int]:
 
     :raises ParquetAnalyticsError: the first that happened, after the other days were worked on.
     """
-    from parquet_analytics.django.runs import exporter, organizations
+    from parquet_analytics.django.runs import exporter
 
     pending = list(Erasure.objects.using(router.db_for_write(Erasure)).filter(finished_at__isnull=True).order_by("id"))
     if not pending:
@@ -93,13 +94,17 @@ def erase_pending(task_id: str = "") -> list[int]:
             erasure.recorded_at = days.now()
             erasure.save(update_fields=["recorded_at"])
     slugs = sorted({erasure.slug for erasure in pending if erasure.slug})
-    members = organizations() if settings.PER_ORGANIZATION else None
+    were_in = sorted({slug for erasure in pending for slug in erasure.organizations})
+    # Those that have gone too have no projects any more.
+    members: dict[str, list[str]] = {slug: [] for slug in were_in}
+    if organizations.installed():
+        members |= organizations.members()
     failed: ParquetAnalyticsError | None = None
     known = _known_days(who.location)
     # Also days whose file was written anew without the rows already, by an export, and their copies were not.
     chosen = {
         *_days_with([erasure.project_id for erasure in pending], known),
-        *who.days_with_erased_copies(known, slugs),
+        *who.days_with_erased_copies(known, slugs, were_in),
     }
     for day in sorted(chosen):
         try:

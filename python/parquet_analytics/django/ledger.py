@@ -67,7 +67,7 @@ class Ledger:
         self.run = Run(
             kind=kind,
             day=day,
-            location=location[:500],
+            location=location,
             database=database,
             task_id=task_id or "",
             worker=f"{socket.gethostname()}:{os.getpid()}"[:200],

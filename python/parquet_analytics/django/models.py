@@ -27,7 +27,7 @@ class Run(models.Model):
 
     kind = models.CharField(max_length=10, choices=Kind.choices)
     day = models.DateField(help_text="The day of page views that was worked on.")
-    location = models.CharField(max_length=500, help_text="The store and prefix, without credentials.")
+    location = models.TextField(help_text="The store and prefix, without credentials.")
     state = models.CharField(max_length=10, choices=State.choices, default=State.RUNNING)
 
     # NULL when nobody holds it; unique, so that two runs of one day cannot both have it. No session locks: they mean
@@ -80,6 +80,9 @@ class Erasure(models.Model):
 
     project_id = models.BigIntegerField(unique=True)
     slug = models.CharField(max_length=255, blank=True)
+    organizations = models.JSONField(
+        default=list, help_text="Slugs of those that it was in, whose copies have its rows."
+    )
     requested_at = models.DateTimeField(auto_now_add=True)
     recorded_at = models.DateTimeField(null=True, help_text="When every reader of the store was told.")
     finished_at = models.DateTimeField(null=True, help_text="When its rows had gone from every file.")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from parquet_analytics.django import days, signals
+from parquet_analytics.django import days, organizations, signals
 from parquet_analytics.django.conf import settings
 from parquet_analytics.django.ledger import Ledger, latest_verified, runs
 from parquet_analytics.django.mapping import PageViewMapping, configured
@@ -79,7 +79,7 @@ def export_day(
                 who,
                 day,
                 per_project=per_project,
-                per_organization=organizations() if per_organization else None,
+                per_organization=organizations.members() if per_organization else None,
                 progress=tick,
                 **options,
             )
@@ -171,25 +171,6 @@ def delete_day(
         raise
     signals.tell(signals.run_finished, run=run)
     return run, result
-
-
-def organizations() -> dict[str, list[str]]:
-    """The slugs of each organization's projects, from Read the Docs' model."""
-    from django.apps import apps
-
-    try:
-        model = apps.get_model("organizations.Organization")
-    except LookupError:
-        raise ConfigurationError(
-            "PER_ORGANIZATION needs the model organizations.Organization, with a slug and projects; leave it off"
-        ) from None
-    members: dict[str, list[str]] = {}
-    for organization, project in model._base_manager.order_by("slug").values_list("slug", "projects__slug"):
-        # One without projects is told too: copies may be left of those that it had.
-        of = members.setdefault(organization, [])
-        if project is not None:
-            of.append(project)
-    return members
 
 
 @dataclass(frozen=True)
