@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from django.db import connection, connections, models, transaction
 from django.test import override_settings
-from parquet_analytics import ParquetAnalyticsExporter, PostgresSource
+from parquet_analytics import ParquetAnalyticsExporter, PostgresSource, SampleData
 from parquet_analytics.demo import site
 from parquet_analytics.django import days
 from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.postgres import connection_string
 from parquet_analytics.django.querier import PageViewsQuerier
-from parquet_analytics.django.runs import export_day, exporter
+from parquet_analytics.django.runs import delete_day, export_day, exporter
 from parquet_analytics.django.source import ModelSource, configured_source
 from parquet_analytics.exceptions import ConfigurationError, StaleSnapshot
 
@@ -232,6 +234,32 @@ class TestReplicas:
         assert "server=standby" in exported.position
         assert f":{standby.port}/" in exported.source
         assert (deleted.database, deleted.deleted) == ("default", 20)
+
+    def test_a_deletion_goes_as_fast_as_the_settings_say_and_waits_for_the_replica(
+        self, pair: str, tmp_path: Path, standby: Standby
+    ) -> None:
+        sites.insert(NEXT, sample=SampleData(rows_per_day=15_000, projects=12, growth=0.0, weekly_rhythm=False))
+        given = {"ALLOW_LOCAL_DELETE": True, "DELETE_ROWS_PER_SECOND": 5_000, "DELETE_MAX_REPLICA_LAG": 0.5}
+
+        def delete() -> int | None:
+            try:
+                return delete_day(NEXT)[0].deleted
+            finally:
+                connections.close_all()
+
+        with sites.archive(tmp_path, **given), ThreadPoolExecutor(1) as other:
+            export_day(NEXT)
+            with standby.held_back():
+                deletion = other.submit(delete)
+                time.sleep(6)
+                waiting = sites.rows_in(pair, NEXT)
+                time.sleep(1.5)
+                assert 0 < sites.rows_in(pair, NEXT) == waiting < 15_000
+                assert not deletion.done()
+            assert deletion.result(30) == 15_000
+        run = runs().get(kind="delete")
+        # The last of three batches is not waited for.
+        assert run.finished_at - run.started_at > datetime.timedelta(seconds=2)
 
     def test_a_router_is_asked_once_and_what_it_said_is_recorded(
         self, pair: str, tmp_path: Path, standby: Standby

@@ -108,13 +108,18 @@ assert [(run.state, run.rows) for run in runs()] == [("verified", sample.rows(da
 from parquet_analytics.django.querier import PageViewsQuerier
 slug = sample.special_projects()["largest"]
 assert PageViewsQuerier().daily_totals(slug, day, day).num_rows == 1
+from parquet_analytics.django import tasks
+tasks.export_pageviews_to_parquet("2026-07-01")
+tasks.backfill_pageviews_to_parquet("2026-07-01", "2026-07-01")
+assert runs().count() == 1
 from django.contrib.auth.models import User
 from django.test import Client
 client = Client()
 client.force_login(User.objects.create_superuser("operator"))
 for page in ("", "status/", f"{runs()[0].pk}/change/"):
     assert client.get("/admin/parquet_analytics/run/" + page).status_code == 200, page
-print(django.__version__)
+import celery
+print(django.__version__, celery.__version__)
 """
 
 
@@ -211,14 +216,17 @@ def test_a_fresh_environment_exports_and_queries_without_tools(
     request.getfixturevalue(environment).run(EXPORT_AND_QUERY)
 
 
-@pytest.mark.parametrize(("environment", "version"), [("oldest", "5.2"), ("newest", "6.1")])
-def test_the_django_app_works_with_the_oldest_and_the_newest_django(
-    environment: str, version: str, request: pytest.FixtureRequest
+@pytest.mark.parametrize(
+    ("environment", "version", "celery"), [("oldest", "5.2", "celery==5.3.6"), ("newest", "6.1", "celery")]
+)
+def test_the_django_app_works_with_the_oldest_and_the_newest_django_and_celery(
+    environment: str, version: str, celery: str, request: pytest.FixtureRequest
 ) -> None:
     fresh: FreshEnvironment = request.getfixturevalue(environment)
     if version != "5.2" and fresh.version < (3, 12):
         pytest.skip(f"Django {version} needs a newer Python than this machine has")
     fresh.install(f"Django=={version}.*")
+    fresh.install(celery)
     assert fresh.run(DJANGO).splitlines()[-1].startswith(version)
 
 
