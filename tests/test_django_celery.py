@@ -232,6 +232,11 @@ def test_a_backfill_sends_a_task_for_each_day_to_the_queue(start: Callable[..., 
     # The worker listens to that queue alone.
     assert wait(lambda: runs().filter(state="verified").count() == 5), worker.logged()
     assert exported(NEXT) == ["verified"]
+    # What lies before the table's first day is nothing to export, and no failure.
+    worker.send(BACKFILL, "2026-06-20", "2026-07-05")
+    worker.send(BACKFILL, "2026-06-20", "2026-06-30")
+    assert wait(lambda: "the table has no rows of these days" in worker.logged()), worker.logged()
+    assert runs().count() == 5
     worker.send(BACKFILL, "2026-07-05", "2026-07-01")
     assert worker.ended(BACKFILL, how="since (2026-07-05) lies after until (2026-07-01)"), worker.logged()
 

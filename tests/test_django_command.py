@@ -207,14 +207,17 @@ def test_a_dry_run_writes_nothing_and_says_what_would_be(folder: Path) -> None:
     assert sorted(second["keys"]) == [key for key in objects(folder) if key != KEY]
 
 
-def test_json_has_one_object_a_day_with_its_schema(folder: Path) -> None:
-    code, out, err = export("--since", "2026-06-30", "--until", "2026-07-01", "--json")
-    failed, verified = printed(out)
+def test_json_has_one_object_a_day_with_its_schema(folder: Path, site_database: str) -> None:
+    with psycopg.connect(site_database) as connection:
+        connection.execute("ALTER TABLE analytics_pageview ALTER view_count TYPE bigint")
+        connection.execute("UPDATE analytics_pageview SET view_count = 3000000000 WHERE date = %s", [NEXT])
+    code, out, err = export("--since", "2026-07-01", "--until", "2026-07-02", "--json")
+    verified, failed = printed(out)
     assert code == 1
     assert {each["schema"] for each in (failed, verified)} == {1}
     assert failed["state"] == "failed"
     assert failed["exit_code"] == 1
-    assert failed["error"]["type"] == "DayHasNoRows"
+    assert failed["error"]["type"] == "BadRow"
     assert failed["error"]["retryable"] is False
     names = "date state exit_code outcome key etag sha256 run_id rows views bytes added changed kept left source"
     assert set(verified) >= set(names.split())
@@ -238,6 +241,27 @@ def test_an_empty_day_needs_an_earlier_one(folder: Path) -> None:
     assert "nor for any earlier one" in err
     assert export("--date", "2026-06-30", "--allow-empty")[0] == 0
     assert export("--date", "2026-07-03")[1].startswith("2026-07-03: 0 rows")
+
+
+def test_a_range_may_begin_before_the_table_does(folder: Path) -> None:
+    """As of the nightly line of a young site, or a backfill from long ago."""
+    since = ("--since", "2026-06-29")
+    assert export(*since, "--until", "2026-07-01")[:2] == (
+        0,
+        "2026-06-29: no rows; the table begins later\n"
+        "2026-06-30: no rows; the table begins later\n"
+        "2026-07-01: 400 rows, 13,372 views, 10.2 kB, created and verified\n",
+    )
+    assert [run.day for run in runs()] == [DAY]
+    code, out, _ = export(*since, "--until", "2026-07-01", "--recheck", "--json")
+    assert (code, [day["state"] for day in printed(out)]) == (0, ["absent", "absent", "verified"])
+
+
+def test_a_range_of_which_the_table_has_nothing_is_the_wrong_one(folder: Path) -> None:
+    code, _, err = export("--since", "2026-06-28", "--until", "2026-06-30")
+    assert code == 1
+    assert err.count("nor for any earlier one") == 3
+    assert "3 of 3 days did not end well" in err
 
 
 def test_bad_rows_are_left_when_that_is_wanted(folder: Path, site_database: str) -> None:

@@ -77,7 +77,7 @@ class Ledger:
         self._needless = False
 
     def needless(self) -> None:
-        """There was nothing to do, so there will be no row."""
+        """There was nothing to do, so there will be no row of this run."""
         self._needless = True
 
     def __enter__(self) -> Ledger:
@@ -149,7 +149,7 @@ class Ledger:
             field.attname: getattr(run, field.attname) for field in Run._meta.concrete_fields if not field.primary_key
         }
         mine = runs().filter(pk=run.pk, lease=self._lease)
-        if self._needless and error is None:
+        if self._needless:
             mine.delete()
             return
         try:

@@ -15,7 +15,7 @@ from parquet_analytics.django.conf import settings
 from parquet_analytics.django.ledger import Ledger, latest_verified, runs
 from parquet_analytics.django.mapping import PageViewMapping, configured
 from parquet_analytics.django.models import Run
-from parquet_analytics.exceptions import ConfigurationError, DatabaseError, DayIsTaken, DeletionRefused
+from parquet_analytics.exceptions import ConfigurationError, DatabaseError, DayHasNoRows, DayIsTaken, DeletionRefused
 
 __all__ = ["Due", "delete_day", "due_days", "export_day", "exporter", "first_day", "table_days"]
 
@@ -40,6 +40,7 @@ def export_day(
     per_organization: bool | None = None,
     task_id: str = "",
     unless_done: bool = False,
+    of_range: bool = False,
     progress: Callable[[int, int | None], object] | None = None,
     **options: Any,
 ) -> tuple[Run, dict[str, Any]]:
@@ -47,7 +48,8 @@ def export_day(
 
     With ``unless_done``, a day that is verified and of which the table has not changed since is left alone, and its
     last run and an empty dict are the answer. That is asked under the lease, so that of several deliveries of one
-    message one does the work.
+    message one does the work. With ``of_range``, a day before the table's first row is no failure that anybody is told
+    of, only :class:`DayHasNoRows`.
 
     :raises ParquetAnalyticsError: whatever the exporter raises, and :class:`DayIsTaken`.
     """
@@ -75,19 +77,26 @@ def export_day(
                 ledger.needless()
                 return done, {}
             run.key = who.get_parquet_path(day)
-            result = _export(
-                who,
-                day,
-                per_project=per_project,
-                per_organization=organizations.members() if per_organization else None,
-                progress=tick,
-                **options,
-            )
+            try:
+                result = _export(
+                    who,
+                    day,
+                    per_project=per_project,
+                    per_organization=organizations.members() if per_organization else None,
+                    progress=tick,
+                    **options,
+                )
+            except DayHasNoRows:
+                if of_range:
+                    ledger.needless()
+                raise
             _record(run, result)
             run.state = Run.State.VERIFIED
     except DayIsTaken:
         raise
     except Exception as error:
+        if of_range and isinstance(error, DayHasNoRows):
+            raise
         signals.tell(signals.run_failed, run=run, error=error)
         raise
     signals.tell(signals.run_finished, run=run)

@@ -19,7 +19,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 
 from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
-from parquet_analytics.exceptions import DayHasNoRows, DayIsTaken, InvalidInput, ParquetAnalyticsError
+from parquet_analytics.exceptions import DayIsTaken, InvalidInput, ParquetAnalyticsError
 
 __all__ = [
     "backfill_pageviews_to_parquet",
@@ -81,16 +81,21 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
 @shared_task(name="parquet_analytics.backfill_pageviews_to_parquet", **_options)
 def backfill_pageviews_to_parquet(since: str, until: str | None = None) -> None:
     """Send one export for each day from ``since`` to ``until`` (by default the last finished one) that has no verified
-    file, the oldest first, to the queue in the settings."""
+    file, the oldest first, to the queue in the settings. Days before the table's first are left out."""
     from parquet_analytics.django import runs
     from parquet_analytics.django.ledger import latest_verified
+    from parquet_analytics.django.mapping import configured
 
     first = _day(since)
     last = days.last_finished() if until is None else _day(until)
     if first > last:
         raise InvalidInput(f"since ({first}) lies after until ({last})")
+    begins = runs.first_day(configured())
+    if begins is None or begins > last:
+        _log.warning("%s to %s: the table has no rows of these days, nor of earlier ones", first, last)
+        return
     verified = latest_verified(runs.exporter().location, first, last)
-    for day in days.days(first, last):
+    for day in days.days(max(first, begins), last):
         if day not in verified:
             export_pageviews_to_parquet.apply_async(args=[day.isoformat()], **_queue())
 
@@ -146,12 +151,7 @@ def _export(task: Task, wanted: list[datetime.date]) -> None:
     from parquet_analytics.django import runs
 
     def export(day: datetime.date, task_id: str) -> None:
-        try:
-            runs.export_day(day, task_id=task_id, unless_done=True)
-        except DayHasNoRows:
-            if len(wanted) == 1:
-                raise
-            _log.info("%s: no rows, and none before", day)
+        runs.export_day(day, task_id=task_id, unless_done=True)
 
     _each(task, "export", wanted, export)
 

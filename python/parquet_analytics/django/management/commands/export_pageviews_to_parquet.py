@@ -15,6 +15,7 @@ from parquet_analytics.django.conf import settings
 from parquet_analytics.django.terminal import Bar, day_argument, size, stopped_by_signals
 from parquet_analytics.exceptions import (
     ConfigurationError,
+    DayHasNoRows,
     DeletionRefused,
     InvalidInput,
     ParquetAnalyticsError,
@@ -101,6 +102,7 @@ class Command(BaseCommand):
         from parquet_analytics.django.ledger import latest_verified
 
         who = runs.exporter()
+        self._last = wanted[-1]
         self._confirm(wanted)
         # What no worker has done.
         erasure.erase_pending_or_log()
@@ -137,6 +139,7 @@ class Command(BaseCommand):
                     allow_open_day=self.options["allow_open_day"],
                     on_bad_row="leave" if self.options["leave_bad_rows"] else "fail",
                     accept_moved_database=self.options["accept_moved_database"],
+                    of_range=self.options["since"] is not None,
                     progress=bar,
                 )
             bar.clear()
@@ -152,7 +155,20 @@ class Command(BaseCommand):
             raise
         except (ParquetAnalyticsError, OSError) as error:
             bar.clear()
+            if isinstance(error, DayHasNoRows) and self._begins_later(day):
+                return self._tell(day, "absent")
             return self._tell(day, "failed", run=run, error=error)
+
+    def _begins_later(self, day: datetime.date) -> bool:
+        """Whether a range begins before the table does; a table that has nothing of a whole range is the wrong one, or
+        the range is."""
+        from parquet_analytics.django.mapping import configured
+        from parquet_analytics.django.runs import first_day
+
+        if self.options["since"] is None:
+            return False
+        first = first_day(configured())
+        return first is not None and day < first <= self._last
 
     def _confirm(self, wanted: list[datetime.date]) -> None:
         dangerous = []
@@ -217,6 +233,9 @@ class Command(BaseCommand):
                 self.stderr.write(f"{day}: it is exported and verified; its rows stay")
             return code
         if self.options["verbosity"] < 1:
+            return code
+        if state == "absent":
+            self.stdout.write(f"{day}: no rows; the table begins later")
             return code
         if state == "skipped":
             self.stdout.write(f"{day}: verified on {run.finished_at:%Y-%m-%d}, skipped")
