@@ -46,9 +46,9 @@ def _deleted(sender: Any, instance: Any, using: str, **_: Any) -> None:  # noqa:
     slug = mapping.lookups["project_slug"].split("__")[-1]
     alias = router.db_for_write(Erasure)
     about: dict[str, Any] = {"slug": str(getattr(instance, slug, "") or "")[:255]}
-    about["organizations"] = organizations.of_project(instance)
     try:
-        with transaction.atomic(using=alias):
+        with transaction.atomic(using=using), transaction.atomic(using=alias):
+            about["organizations"] = organizations.of_project(instance, using)
             Erasure.objects.using(alias).get_or_create(project_id=getattr(instance, field.attname), defaults=about)
     except DatabaseError:
         # A site whose ledger is not there yet can delete its projects all the same.

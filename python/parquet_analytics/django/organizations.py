@@ -32,12 +32,13 @@ def members() -> dict[str, list[str]]:
     return found
 
 
-def of_project(project: Any) -> list[str]:
-    """The slugs of the organizations that a project is in."""
+def of_project(project: Any, database: str) -> list[str]:
+    """The slugs of the organizations that a project is in, in the database that it is in."""
     model = _model()
     if model is None:
         return []
-    return sorted(model._base_manager.filter(projects=project.pk).values_list("slug", flat=True))
+    found = model._base_manager.using(database).filter(projects=project.pk)
+    return sorted(found.values_list("slug", flat=True))
 
 
 def _model() -> Any | None:
