@@ -281,6 +281,17 @@ class TestShadow:
             assert caplog.text.count("answers differently") == 2
         assert shadow.counts == {"compared": 4, "different": 4, "failed": 0, "dropped": 0}
 
+    def test_how_many_were_compared_is_told_now_and_then(self, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.INFO, "parquet_analytics.shadow"):
+            for number in range(1, 2_002):
+                shadow.submit(lambda: None)
+                if number % 50 == 0:
+                    shadow.wait()
+            shadow.wait()
+        about = "in this process: {} compared, 0 different, 0 failed, 0 dropped"
+        told = [record.getMessage() for record in caplog.records]
+        assert [each.partition("table, ")[2] for each in told] == [about.format(n) for n in ("1", "1,001", "2,001")]
+
     def test_a_child_compares_although_the_parents_thread_was_busy_when_it_was_made(self) -> None:
         held, may_go = threading.Event(), threading.Event()
 

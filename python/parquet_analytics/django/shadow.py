@@ -22,13 +22,16 @@ __all__ = ["ShadowQuerier", "shadow"]
 
 _WAITING = 100
 _REMEMBERED = 1_000
+# After so many comparisons a process says how they went.
+_TOLD_EVERY = 1_000
 
 _log = logging.getLogger("parquet_analytics.shadow")
 
 
 class Shadow:
     """Compares in one thread of the process. Counters: ``compared``, ``different``, ``failed`` (a comparison that
-    could not be made), ``dropped`` (because too many were waiting). Each difference is logged once."""
+    could not be made), ``dropped`` (because too many were waiting). Each difference is logged once, and the counters
+    (INFO) after the first comparison and then after each thousandth."""
 
     def __init__(self) -> None:
         self._forget()
@@ -78,6 +81,10 @@ class Shadow:
             self._counts["failed"] += 1
             _log.warning("the archive could not be compared: %s", error)
         finally:
+            counts = self.counts
+            if (counts["compared"] + counts["failed"]) % _TOLD_EVERY == 1:
+                told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+                _log.info("answers of the archive and the table, in this process: %s", told)
             self._room.release()
             connections.close_all()
 
