@@ -425,6 +425,62 @@ def test_a_database_that_is_down_is_named_without_its_password(folder: Path, sit
     assert run.retryable is True
 
 
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export_pageviews_to_parquet", "--since", "2026-07-01", "--until", "2026-07-02"],
+        ["export_pageviews_to_parquet", "--date", "2026-07-01", "--dry-run", "--json"],
+        ["parquet_analytics", "status"],
+    ],
+)
+def test_a_reader_that_goes_away_ends_the_command_without_a_word(
+    folder: Path, site_database: str, command: list[str], buffered: bool
+) -> None:
+    """`manage.py export_pageviews_to_parquet | head -1`."""
+    with subprocess.Popen(
+        sites.manage(*command),
+        env=sites.environment(site_database, folder) | {"PYTHONUNBUFFERED": "" if buffered else "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
+    # The day that was under way is whole.
+    assert {run.state for run in runs()} == ({"verified"} if "--since" in command else set())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["parquet_analytics", "status"],
+        ["parquet_analytics", "verify", "--date", "2026-07-01", "--against", "database"],
+        ["parquet_analytics", "restore", "--date", "2026-07-01"],
+        ["export_pageviews_to_parquet", "--since", "2026-07-01"],
+    ],
+)
+def test_a_database_that_is_down_is_a_sentence_for_every_command(folder: Path, command: list[str]) -> None:
+    export("--date", "2026-07-01")
+    with sites.databases(default=connections.settings["default"] | {"PORT": "1"}):
+        code, _, err = sites.run(*command)
+    assert code == 1
+    assert "connection refused" in err.lower()
+
+
+def test_advice_names_options_of_the_command(folder: Path, site_database: str) -> None:
+    assert "pass --allow-empty to record it as empty" in export("--date", "2026-06-30")[2]
+    export("--date", "2026-07-01")
+    with psycopg.connect(site_database) as connection:
+        connection.execute("DELETE FROM analytics_pageview WHERE path = (SELECT min(path) FROM analytics_pageview)")
+    assert "or pass --replace --discard-stored to drop them" in export("--date", "2026-07-01", "--replace")[2]
+    with sites.archive(folder):
+        export("--date", "2026-07-01")
+        assert "set ALLOW_LOCAL_DELETE" in export("--date", "2026-07-01", "--delete-after-export")[2]
+
+
 class TestTerminal:
     """What is different when somebody looks on."""
 

@@ -19,7 +19,7 @@ from parquet_analytics.django.conf import settings
 from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.source import read_alias, write_alias
-from parquet_analytics.exceptions import ParquetAnalyticsError, PermissionDenied
+from parquet_analytics.exceptions import ParquetAnalyticsError, PermissionDenied, StoreError
 
 __all__ = ["CHECKS", "Finding", "GUARDED", "examine"]
 
@@ -47,12 +47,15 @@ def examine() -> Iterator[Finding]:
         except ParquetAnalyticsError as error:
             yield Finding(name, "failed", str(error), _hint(error))
         except DjangoDatabaseError as error:
-            yield Finding(name, "failed", f"the database says: {error}".strip(), "Look at DATABASES and the server.")
+            about = " ".join(str(error).split())
+            yield Finding(name, "failed", f"the database says: {about}", "Look at DATABASES and the server.")
 
 
 def _hint(error: ParquetAnalyticsError) -> str:
     if isinstance(error, PermissionDenied):
         return "Give the credentials what the IAM policy in the documentation lists."
+    if isinstance(error, StoreError) and error.retryable:
+        return "Is the endpoint right, and can this machine reach it? If so, try it again."
     return "Try it again." if error.retryable else "The message says what to change."
 
 

@@ -1,9 +1,11 @@
-"""What the commands show: a progress bar on a terminal, numbers that people can read, days as arguments."""
+"""What the commands have in common: a progress bar on a terminal, numbers that people can read, days as arguments, and
+how whatever stops them ends."""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import signal
 import sys
 import threading
@@ -12,7 +14,31 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-__all__ = ["Bar", "day_argument", "size", "stopped_by_signals"]
+from django.core.management.base import CommandError
+from django.db import Error as AnyDatabaseError
+
+from parquet_analytics.django import exit_codes
+from parquet_analytics.exceptions import ParquetAnalyticsError
+
+__all__ = ["Bar", "as_options", "day_argument", "ended_in_order", "size"]
+
+# What the library's messages name, and what it is to whoever types a command.
+_OPTIONS = {
+    "pass allow_local_delete=True": "set ALLOW_LOCAL_DELETE",
+    "accept_moved_database=True": "--accept-moved-database",
+    "allow_empty=True": "--allow-empty",
+    "allow_open_day=True": "--allow-open-day",
+    "discard_stored=True": "--replace --discard-stored",
+    "replace=True": "--replace",
+}
+
+
+def as_options(error: BaseException) -> str:
+    """An exception's text, with options in place of arguments."""
+    text = str(error)
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
 
 
 def day_argument(text: str) -> datetime.date:
@@ -69,7 +95,27 @@ class Bar:
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
+def ended_in_order() -> Iterator[None]:
+    """Whatever stops a command becomes a sentence and an exit code."""
+    try:
+        with _stopped_by_signals():
+            yield
+            sys.stdout.flush()
+    except ParquetAnalyticsError as error:
+        raise CommandError(as_options(error), returncode=exit_codes.of_error(error)) from error
+    except AnyDatabaseError as error:
+        about = " ".join(str(error).split())
+        raise CommandError(f"a database cannot be asked: {about}", returncode=exit_codes.FAILED) from error
+    except KeyboardInterrupt:
+        raise CommandError("stopped; the day that was under way is as it was, or whole", returncode=130) from None
+    except BrokenPipeError:
+        # Nobody reads on, as with `| head`; nor is Python to find that out once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
     """SIGTERM ends the command as Ctrl-C does: what is under way is broken off in order, and the day given back."""
 
     def stop(number: int, _frame: FrameType | None) -> None:

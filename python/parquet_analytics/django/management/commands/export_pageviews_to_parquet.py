@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from parquet_analytics.django import days, exit_codes
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.terminal import Bar, day_argument, size, stopped_by_signals
+from parquet_analytics.django.terminal import Bar, as_options, day_argument, ended_in_order, size
 from parquet_analytics.exceptions import (
     ConfigurationError,
     DayHasNoRows,
@@ -63,13 +63,8 @@ class Command(BaseCommand):
     def handle(self, **options: Any) -> None:
         self.options = options
         wanted = self._days()
-        try:
-            with stopped_by_signals():
-                codes = self._dry_run(wanted) if options["dry_run"] else self._export(wanted)
-        except ParquetAnalyticsError as error:
-            raise CommandError(str(error), returncode=exit_codes.of_error(error)) from error
-        except KeyboardInterrupt:
-            raise CommandError("stopped; the day that was under way is as it was, or whole", returncode=130) from None
+        with ended_in_order():
+            codes = self._dry_run(wanted) if options["dry_run"] else self._export(wanted)
         code = exit_codes.worst(codes)
         if code != exit_codes.DONE:
             failed = sum(code != exit_codes.DONE for code in codes)
@@ -127,6 +122,9 @@ class Command(BaseCommand):
 
         bar = Bar(self.stdout, str(day), wanted=not self.options["json"] and self.options["verbosity"] > 0)
         result: dict[str, Any] = {}
+        deleted: dict[str, Any] | None = None
+        error: ParquetAnalyticsError | OSError | None = None
+        hot = self.options["delete_after_export"] and day >= days.deletable_before()
         try:
             if run is None:
                 run, result = runs.export_day(
@@ -143,21 +141,19 @@ class Command(BaseCommand):
                     progress=bar,
                 )
             bar.clear()
-            deleted: dict[str, Any] | None = None
-            if self.options["delete_after_export"]:
-                if day >= days.deletable_before():
-                    return self._tell(day, "verified", run=run, result=result, hot=True)
+            if self.options["delete_after_export"] and not hot:
                 _, deleted = runs.delete_day(day, progress=bar)
-                bar.clear()
-            return self._tell(day, "verified", run=run, result=result, deleted=deleted)
         except (ConfigurationError, PermissionDenied):
-            bar.clear()
             raise
-        except (ParquetAnalyticsError, OSError) as error:
+        except (ParquetAnalyticsError, OSError) as failure:
+            error = failure
+        finally:
             bar.clear()
-            if isinstance(error, DayHasNoRows) and self._begins_later(day):
-                return self._tell(day, "absent")
-            return self._tell(day, "failed", run=run, error=error)
+        if error is None:
+            return self._tell(day, "verified", run=run, result=result, deleted=deleted, hot=hot)
+        if isinstance(error, DayHasNoRows) and self._begins_later(day):
+            return self._tell(day, "absent")
+        return self._tell(day, "failed", run=run, error=error)
 
     def _begins_later(self, day: datetime.date) -> bool:
         """Whether a range begins before the table does; a table that has nothing of a whole range is the wrong one, or
@@ -295,7 +291,7 @@ def _usage(message: str) -> CommandError:
 
 
 def _without_day(day: datetime.date, error: BaseException) -> str:
-    return str(error).removeprefix(f"{day}: ")
+    return as_options(error).removeprefix(f"{day}: ")
 
 
 def _span(wanted: list[datetime.date]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from parquet_analytics.django import days, exit_codes
-from parquet_analytics.django.terminal import day_argument, size, stopped_by_signals
+from parquet_analytics.django.terminal import day_argument, ended_in_order, size
 from parquet_analytics.exceptions import ParquetAnalyticsError
 
 SCHEMA = 1
@@ -72,11 +72,8 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         self.options = options
-        try:
-            with stopped_by_signals():
-                code = getattr(self, f"_{options['action']}")()
-        except ParquetAnalyticsError as error:
-            raise CommandError(str(error), returncode=exit_codes.of_error(error)) from error
+        with ended_in_order():
+            code = getattr(self, f"_{options['action']}")()
         if code != exit_codes.DONE:
             raise CommandError(self.trouble, returncode=code)
 
