@@ -327,3 +327,26 @@ def test_a_trigger_that_keeps_rows_is_noticed_and_the_batch_rolled_back(place: P
     with pytest.raises(DeletionRefused, match=saying("3 locked rows", "deleted 2", "trigger")):
         exporter.delete_exported_pageviews(DAY)
     assert left(filled) == [1, 2, 3, 4]
+
+
+def test_rows_of_a_partitioned_table(place: Place, database: str) -> None:
+    execute(
+        database,
+        "ALTER TABLE analytics_pageview RENAME TO before",
+        "CREATE TABLE analytics_pageview (LIKE before INCLUDING DEFAULTS) PARTITION BY RANGE (date)",
+        "ALTER TABLE analytics_pageview ADD PRIMARY KEY (id, date)",
+        "CREATE TABLE june PARTITION OF analytics_pageview FOR VALUES FROM ('2026-06-01') TO ('2026-07-01')",
+        "CREATE TABLE july PARTITION OF analytics_pageview FOR VALUES FROM ('2026-07-01') TO ('2026-08-01')",
+        "INSERT INTO projects_project (id, name, slug) VALUES (7, 'Docs', 'docs')",
+        "INSERT INTO analytics_pageview (id, path, view_count, date, status, project_id)"
+        " SELECT n, '/' || n, n, date '2026-06-30' + n % 2, 200, 7 FROM generate_series(1, 100) n",
+    )
+    exporter = place.exporter(database)
+    assert exporter.export_daily_pageviews("2026-07-01")["total_views"] == sum(range(1, 100, 2))
+    execute(database, "UPDATE analytics_pageview SET view_count = 1000 WHERE id = 3")
+    result = exporter.delete_exported_pageviews("2026-07-01")
+    assert (result["deleted"], result["changed_ids"], result["late"]) == (49, [3], 0)
+    assert rows_of(database, "SELECT date::text, count(*) FROM analytics_pageview GROUP BY 1 ORDER BY 1") == [
+        ("2026-06-30", 50),
+        ("2026-07-01", 1),
+    ]
