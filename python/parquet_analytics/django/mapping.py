@@ -28,6 +28,8 @@ FIELDS: Mapping[str, str] = {
 
 OPTIONAL = frozenset({"version_id", "version_slug", "full_path", "status"})
 
+_TEXTS = frozenset({"project_slug", "version_slug", "path", "full_path"})
+
 
 class NativeTables(NamedTuple):
     """Tables and columns by which PostgreSQL is read without the ORM."""
@@ -80,6 +82,8 @@ class PageViewMapping:
                         f"{model._meta.label}.{lookup} is a DateTimeField, and USE_TZ is False, so its values belong "
                         "to no time zone; set USE_TZ = True, or map a DateField"
                     )
+            else:
+                _check_kind(model, column, lookup, field)
             lookups[column] = lookup
         return cls(model, lookups, timestamps)
 
@@ -181,6 +185,31 @@ def configured() -> PageViewMapping:
             f"Django has no model {name!r}; name the page views' model in PARQUET_ANALYTICS['MODEL']: {error}"
         ) from error
     return PageViewMapping.of(model, fields)
+
+
+def _check_kind(model: Any, column: str, lookup: str, field: Any) -> None:
+    """Refuses Django's own fields whose values are none for the column; what others hold is seen when it is read."""
+    from django.db import models
+
+    field = getattr(field, "target_field", field)
+    texts, numbers = (models.CharField, models.TextField), models.IntegerField
+    others = (
+        models.BinaryField,
+        models.BooleanField,
+        models.DateField,
+        models.DecimalField,
+        models.DurationField,
+        models.FloatField,
+        models.JSONField,
+        models.TimeField,
+        models.UUIDField,
+    )
+    if isinstance(field, (*others, numbers) if column in _TEXTS else (*others, *texts)):
+        kind = "text" if column in _TEXTS else "whole numbers"
+        raise ConfigurationError(
+            f"{model._meta.label}.{lookup} is a {type(field).__name__}, and {column} has to be {kind}; name another "
+            f"field in fields[{column!r}]" + (", or None for a model without it" if column in OPTIONAL else "")
+        )
 
 
 def _midnight(day: datetime.date) -> datetime.datetime:
