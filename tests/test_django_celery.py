@@ -150,7 +150,7 @@ def test_missed_nights_heal_the_oldest_first(start: Callable[..., Worker], archi
     ]
     assert [run.rows for run in new] == [0, 0, 20, 20, 20, 20]
     assert new[3].changed == 1
-    assert f"{ago(4)}: the table has changed since the export of this day" in worker.logged()
+    assert f"{ago(4)}: rows came after the export of this day" in worker.logged()
     assert f"exported now: {ago(7)}, {ago(6)}, {ago(5)}, {ago(3)}" in worker.logged()
     assert sites.run("parquet_analytics", "status", "--max-lag", "36h")[0] == 0
     # The next night there is nothing left to do but the new day.

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -25,6 +26,7 @@ from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.models import Erasure
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import exporter
+from parquet_analytics.django.status import status
 from parquet_analytics.exceptions import CorruptFile, DayIsTaken, PermissionDenied, StoreError
 
 from tests import sites
@@ -108,6 +110,28 @@ def test_a_project_that_is_not_deleted_after_all_is_not_erased(site: str, sent: 
         Project.objects.get(slug="going").delete()
         transaction.set_rollback(True)
     assert (sent, hidden_projects(), views("going")) == ([], [], [190, 190])
+
+
+def test_a_broker_that_is_away_is_one_line_and_keeps_nobody_waiting(
+    site_database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from celery import Celery, current_app
+
+    sites.few(DAY, project="going")
+    before = current_app._get_current_object()
+    app = Celery("away", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    app.set_current()
+    try:
+        begun = time.monotonic()
+        with sites.archive(tmp_path):
+            Project.objects.get(slug="going").delete()
+        assert time.monotonic() - begun < 5
+    finally:
+        before.set_current()
+    [record] = caplog.records
+    assert record.message.startswith("no worker could be told of a deleted project; the next export does what it would")
+    assert record.exc_info is None
+    assert Erasure.objects.get().recorded_at is None
 
 
 def test_several_projects_are_deleted_by_a_queryset(site: str, place: Any) -> None:
@@ -390,6 +414,20 @@ def test_a_querier_that_believes_files_for_long_believes_the_list_for_a_minute(s
     assert views("going", querier) == [190, 190]
     time.sleep(61)
     assert views("going", querier) == []
+
+
+def test_the_status_is_that_of_the_files_that_are_left(site: str, place: Any) -> None:
+    """And a day of which a project's rows went has no late ones."""
+    before = {day.day: day for day in status(DAY, NEXT).days}
+    with sites.archive(sites.s3_entry(place), LOOKBACK_DAYS=365):
+        Project.objects.get(slug="going").delete()
+        erase_pending()
+        after = {day.day: day for day in status(DAY, NEXT).days}
+    assert [after[day].state for day in (DAY, NEXT)] == ["verified", "deleted"]
+    for day in (DAY, NEXT):
+        assert (before[day].rows, after[day].rows) == (40, 20)
+        assert (before[day].bytes or 0) > (after[day].bytes or 0) > 0
+        assert exporter().verify(day)["bytes"] == after[day].bytes
 
 
 def test_erasures_at_once_do_not_spoil_each_other(site: str, place: Any) -> None:

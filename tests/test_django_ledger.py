@@ -199,10 +199,16 @@ def test_a_day_is_due_when_its_rows_changed_and_not_when_they_were_deleted(site_
     with psycopg.connect(site_database) as database:
         database.execute("UPDATE analytics_pageview SET view_count = view_count + 1 WHERE path = '/3'")
     assert [(due.day, due.run is not None) for due in due_days(DAY, NEXT, location)] == [(DAY, True)]
+    assert due_days(DAY, NEXT, location)[0].late
+    export_day(DAY)
+    # Rows that went, with a version say, make the day due, and nobody is alarmed.
+    with psycopg.connect(site_database) as database:
+        database.execute("DELETE FROM analytics_pageview WHERE path = '/4'")
+    assert [(due.day, due.late) for due in due_days(DAY, NEXT, location)] == [(DAY, False)]
     export_day(DAY)
     assert sites.export("--date", str(DAY), "--delete-after-export")[0] == 0
     assert due_days(DAY, NEXT, location) == []
     sites.few(DAY, rows=1, project="late")
-    assert [due.day for due in due_days(DAY, NEXT, location)] == [DAY]
+    assert [(due.day, due.late) for due in due_days(DAY, NEXT, location)] == [(DAY, True)]
     # Before the table's first day nothing is due.
     assert due_days(DAY - datetime.timedelta(days=5), DAY - datetime.timedelta(days=1), location) == []

@@ -58,15 +58,20 @@ def _deleted(sender: Any, instance: Any, using: str, **_: Any) -> None:  # noqa:
 
 
 def _send() -> None:
-    """Tells the workers. If that fails, the nightly export does what is pending: whoever deletes a project does not
-    wait for a broker that is away."""
-    from parquet_analytics.django.tasks import erase_deleted_projects
-
+    """Tells the workers. Without any, or when that fails, the nightly export does what is pending: whoever deletes a
+    project does not wait for a broker that is away."""
+    try:
+        from parquet_analytics.django.tasks import erase_deleted_projects
+    except ImportError:
+        return
     queue = {} if settings.QUEUE is None else {"queue": settings.QUEUE}
     with erase_deleted_projects.app.connection_for_write() as connection:
         once = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
         connection.transport_options = {**(connection.transport_options or {}), **once}
-        erase_deleted_projects.apply_async(connection=connection, ignore_result=True, retry=False, **queue)
+        try:
+            erase_deleted_projects.apply_async(connection=connection, ignore_result=True, retry=False, **queue)
+        except erase_deleted_projects.OperationalError as error:
+            _log.warning("no worker could be told of a deleted project; the next export does what it would: %s", error)
 
 
 def hidden_projects() -> list[int]:
@@ -137,7 +142,7 @@ def erase_pending_or_log(task_id: str = "") -> None:
     try:
         erase_pending(task_id)
     except (ParquetAnalyticsError, DatabaseError) as error:
-        _log.error("deleted projects could not be taken out of the archive: %s", error)
+        _log.error("deleted projects could not be taken out of the archive: %s", " ".join(str(error).split()))
 
 
 def _known_days(location: str) -> list[datetime.date]:

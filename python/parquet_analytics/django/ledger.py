@@ -179,6 +179,7 @@ class Ledger:
 
 
 def _unreachable(error: DatabaseError) -> ParquetAnalyticsError:
+    about = " ".join(str(error).split())
     if isinstance(error, OperationalError):
-        return ConfigurationError(f"the ledger's database cannot be written: {error}", retryable=True)
-    return ConfigurationError(f"the ledger has no table in its database; run manage.py migrate: {error}")
+        return ConfigurationError(f"the ledger's database cannot be written: {about}", retryable=True)
+    return ConfigurationError(f"the ledger has no table in its database; run manage.py migrate: {about}")

@@ -73,9 +73,11 @@ def export_day(
     try:
         with ledger:
             done = latest_verified(who.location, day, day).get(day) if unless_done else None
-            if done is not None and not _changed(configured(), done):
-                ledger.needless()
-                return done, {}
+            if done is not None:
+                now, expected = _counted(configured(), done)
+                if now == expected:
+                    ledger.needless()
+                    return done, {}
             run.key = who.get_parquet_path(day)
             try:
                 result = _export(
@@ -188,6 +190,9 @@ class Due:
 
     day: datetime.date
     run: Run | None
+    late: bool = False
+    """Whether rows or views came since. They also become fewer, when a project or version is deleted, say; the archive
+    keeps what it has of those, or erases it, and nobody has to look."""
 
 
 def due_days(since: datetime.date, until: datetime.date, location: str) -> list[Due]:
@@ -202,29 +207,32 @@ def due_days(since: datetime.date, until: datetime.date, location: str) -> list[
         if run is None:
             if first is not None and first <= day:
                 due.append(Due(day, None))
-        elif _changed(mapping, run):
-            due.append(Due(day, run))
+            continue
+        now, expected = _counted(mapping, run)
+        if now != expected:
+            due.append(Due(day, run, late=any(found > before for found, before in zip(now, expected, strict=True))))
     return due
 
 
-def _changed(mapping: PageViewMapping, run: Run) -> bool:
-    """Whether the table has another number of rows or views of the day than the export saw, and deletions left."""
+def _counted(mapping: PageViewMapping, run: Run) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and views of a verified day in the table, now and as they would be if nothing had changed since."""
     from django.db.models import Count, Sum
 
     found = _rows(mapping).filter(**mapping.of_days(run.day, run.day))
-    now = found.aggregate(rows=Count("pk"), views=Sum(mapping.lookups["view_count"]))
+    counted = found.aggregate(rows=Count("pk"), views=Sum(mapping.lookups["view_count"]))
+    now = (counted["rows"], counted["views"] or 0)
     later = runs().filter(
         day=run.day, location=run.location, id__gt=run.pk, kind__in=[Run.Kind.DELETE, Run.Kind.RESTORE]
     )
     last = later.order_by("-id").first()
     if last is not None and last.kind == Run.Kind.RESTORE and last.state == Run.State.DONE:
-        return (now["rows"], now["views"] or 0) != (last.rows, last.views)
+        return now, (last.rows or 0, last.views or 0)
     if last is not None:
         # A deletion that was broken off does not say how many rows it had deleted; those that are left were late.
-        return bool(now["rows"])
+        return now, (0, 0)
     if run.left:
-        return bool(now["rows"] != (run.source_rows or 0) + run.left)
-    return (now["rows"], now["views"] or 0) != (run.source_rows, run.source_views)
+        return now, ((run.source_rows or 0) + run.left, now[1])
+    return now, (run.source_rows or 0, run.source_views or 0)
 
 
 def first_day(mapping: PageViewMapping) -> datetime.date | None:

@@ -1,7 +1,7 @@
 """Sent with ``send_robust``: a receiver that fails is logged and changes nothing.
 
 - ``run_finished``, ``run_failed``: ``run`` (:class:`~parquet_analytics.django.models.Run`); the latter also ``error``
-- ``late_rows_found``: ``day`` and ``run``, the verified export after which the table's rows changed
+- ``late_rows_found``: ``day`` and ``run``, the verified export after which rows or views came
 - ``days_missing``: ``days``, a list of finished days that have rows in the table and no verified file
 """
 

@@ -20,7 +20,7 @@ __all__ = ["DayStatus", "Status", "status"]
 @dataclass(frozen=True)
 class DayStatus:
     """``state`` is ``verified``, ``empty`` (verified, without rows), ``deleted`` (verified, and its rows let go),
-    ``late`` (verified, and the table has changed since), ``missing``, or what the last run ended as: ``running``,
+    ``late`` (verified, and rows came since), ``missing``, or what the last run ended as: ``running``,
     ``failed``, ``mismatch``, ``unknown``, ``abandoned``."""
 
     day: datetime.date
@@ -65,12 +65,14 @@ def status(
     verified = latest_verified(location, since, until)
     last = {run.day: run for run in _ended_or_running(location, since, until)}
     deleted = _deleted(location, since, until)
+    written = verified | _rewritten(verified, location, since, until)
     late = set()
     if look_for_late:
         recent = max(since, until - datetime.timedelta(days=settings.LOOKBACK_DAYS - 1))
-        late = {due.day for due in due_days(recent, until, location) if due.run is not None}
+        late = {due.day for due in due_days(recent, until, location) if due.late}
     found = [
-        _of_day(day, verified.get(day), last.get(day), deleted.get(day), day in late) for day in days.days(since, until)
+        _of_day(day, verified.get(day), written.get(day), last.get(day), deleted.get(day), day in late)
+        for day in days.days(since, until)
     ]
     through = None
     for day in days.days(since, until):
@@ -81,8 +83,15 @@ def status(
     return Status(location, since, until, found, lag, through)
 
 
-def _of_day(day: datetime.date, verified: Run | None, last: Run | None, deleted: int | None, late: bool) -> DayStatus:
-    if verified is None:
+def _of_day(
+    day: datetime.date,
+    verified: Run | None,
+    written: Run | None,
+    last: Run | None,
+    deleted: int | None,
+    late: bool,
+) -> DayStatus:
+    if verified is None or written is None:
         if last is None:
             return DayStatus(day, "missing")
         return DayStatus(day, last.state, error=last.error)
@@ -96,13 +105,22 @@ def _of_day(day: datetime.date, verified: Run | None, last: Run | None, deleted:
     return DayStatus(
         day,
         str(state),
-        rows=verified.rows,
-        views=verified.views,
-        bytes=verified.bytes,
+        rows=written.rows,
+        views=written.views,
+        bytes=written.bytes,
         verified_at=verified.finished_at,
         deleted=deleted,
         error=last.error if last is not None else "",
     )
+
+
+def _rewritten(
+    verified: dict[datetime.date, Run], location: str, since: datetime.date, until: datetime.date
+) -> dict[datetime.date, Run]:
+    """The last erasure of each day whose file was written without some rows after its export."""
+    found = runs().filter(kind=Run.Kind.ERASE, state=Run.State.DONE, location=location)
+    found = found.filter(day__gte=since, day__lte=until).order_by("id")
+    return {run.day: run for run in found if run.day in verified and run.pk > verified[run.day].pk}
 
 
 def _first_known(location: str) -> datetime.date | None:
