@@ -2,6 +2,7 @@
 //! files, come back with a restored database or are merged from an old file are neither shown nor stored. Projects
 //! are known by id, which is never given out twice; a slug can pass to another owner.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,8 +19,10 @@ use crate::store::{Got, IfVersion, Part, Store, Write};
 
 /// The version of the object's form; a newer one is refused.
 const FORMAT: u64 = 1;
-/// Each is some 100 bytes. An object above this is no list of ours.
-const LARGEST: u64 = 16 << 20;
+/// An object above this is no list of ours. It holds some 800,000 projects.
+const LARGEST: usize = 16 << 20;
+/// The latest of so many have slug and time beside the id, some 100 bytes; earlier ones the id alone.
+const DETAILED: usize = 10_000;
 /// How often a change that others get in the way of is begun again.
 const ROUNDS: u32 = 16;
 
@@ -72,30 +75,43 @@ pub async fn ids(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(I
     Ok((ids, true))
 }
 
-/// Adds a project, and says whether it was not there before.
+/// Adds projects, with their slugs, and gives those that were not there before.
 ///
 /// # Errors
-/// [`Error::CommitStateUnknown`] when it cannot be found out whether it was added; doing it again is safe.
-pub async fn add(store: &Store, prefix: &Prefix, project: i32, slug: Option<&str>) -> Result<bool> {
+/// [`Error::CommitStateUnknown`] when it cannot be found out whether they were added; doing it again is safe.
+pub async fn add(store: &Store, prefix: &Prefix, projects: &[(i32, Option<String>)]) -> Result<Vec<i32>> {
     let key = prefix.erased_key();
     for _ in 0..ROUNDS {
         let (mut list, write) = match store.get(&key, Part::All, IfVersion::Any).await? {
             Got::Found(found) => (parse(&key, &found.bytes)?, Write::Replace(found.etag)),
             _ => (BTreeMap::new(), Write::Create),
         };
-        if list.contains_key(&project) {
-            return Ok(false);
-        }
         let now = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
-        list.insert(project, json!({"project_id": project, "slug": slug, "erased_at": now}));
-        let projects: Vec<&Value> = list.values().collect();
-        let bytes = Bytes::from(json!({"format": FORMAT, "projects": projects}).to_string());
+        let mut added = Vec::new();
+        for (project, slug) in projects {
+            if let Entry::Vacant(place) = list.entry(*project) {
+                place.insert(json!({"project_id": project, "slug": slug, "erased_at": now}));
+                added.push(*project);
+            }
+        }
+        if added.is_empty() {
+            return Ok(added);
+        }
+        shorten(&mut list);
+        let values: Vec<&Value> = list.values().collect();
+        let bytes = Bytes::from(json!({"format": FORMAT, "projects": values}).to_string());
+        if bytes.len() > LARGEST {
+            return Err(Error::configuration(format!(
+                "{key} is full: no reader takes more than its {} projects; take out those that no backup can bring back",
+                list.len() - added.len()
+            )));
+        }
         let run_id = uuid::Uuid::new_v4().to_string();
         match publish(store, &key, bytes, write, &run_id, &[]).await {
             Err(Error::Conflict { .. }) => {}
             written => {
                 REMEMBERED.lock().remove(&(store.id().to_owned(), prefix.clone()));
-                return written.map(|_| true);
+                return written.map(|_| added);
             }
         }
     }
@@ -103,6 +119,23 @@ pub async fn add(store: &Store, prefix: &Prefix, project: i32, slug: Option<&str
         message: format!("{key} was changed by others {ROUNDS} times in a row; try again"),
         key,
     })
+}
+
+/// Takes slug and time from all but the latest projects.
+fn shorten(list: &mut BTreeMap<i32, Value>) {
+    if list.len() <= DETAILED {
+        return;
+    }
+    let time = |value: &Value| value.get("erased_at").and_then(Value::as_str).map(str::to_owned);
+    let mut detailed: Vec<(String, i32)> = list
+        .iter()
+        .filter_map(|(project, value)| Some((time(value)?, *project)))
+        .collect();
+    detailed.sort_unstable();
+    let enough = detailed.len().saturating_sub(DETAILED);
+    for (_, project) in detailed.into_iter().take(enough) {
+        list.insert(project, json!({"project_id": project}));
+    }
 }
 
 /// Each project with what is recorded of it.
@@ -113,7 +146,7 @@ fn parse(key: &str, bytes: &[u8]) -> Result<BTreeMap<i32, Value>> {
             format_args!("{why}; without it erased projects would be shown again"),
         )
     };
-    if bytes.len() as u64 > LARGEST {
+    if bytes.len() > LARGEST {
         return Err(damaged("it is larger than any list of erased projects"));
     }
     let whole: Value = serde_json::from_slice(bytes).map_err(|_| damaged("it is no JSON"))?;

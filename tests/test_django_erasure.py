@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from django.apps import apps
 from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
 from parquet_analytics import ParquetAnalyticsExporter, ParquetAnalyticsQuerier
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
@@ -27,7 +28,7 @@ from parquet_analytics.django.models import Erasure
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import exporter
 from parquet_analytics.django.status import status
-from parquet_analytics.exceptions import CorruptFile, DayIsTaken, PermissionDenied, StoreError
+from parquet_analytics.exceptions import ConfigurationError, CorruptFile, DayIsTaken, PermissionDenied, StoreError
 
 from tests import sites
 from tests.sites import DAY, NEXT, export
@@ -227,6 +228,55 @@ def test_eight_erasures_at_once_are_all_recorded(place: Any) -> None:
     told = json.loads(body)
     assert told["format"] == 1
     assert [project["slug"] for project in told["projects"]] == [f"slug-{number}" for number in range(8)]
+
+
+def test_a_hundred_thousand_projects_are_a_small_list_and_too_many_are_refused_before_any_reader_is_stuck() -> None:
+    who = ParquetAnalyticsExporter("memory://many-erased")
+    assert len(who.erase_projects({number: f"project-{number}" for number in range(100_000)})) == 100_000
+    assert who.erase_projects({5: "project-5", 100_000: None}) == [100_000]
+    assert who.erased_projects() == list(range(100_001))
+    with pytest.raises(ConfigurationError, match="is full: no reader takes more than its 100001 projects"):
+        who.erase_projects(dict.fromkeys(range(1_000_000)))
+    assert len(who.erased_projects()) == 100_001
+
+
+def test_only_the_latest_erased_projects_keep_their_slugs(place: Any) -> None:
+    who = ParquetAnalyticsExporter(place.url, storage_options=place.options())
+    who.erase_projects({number: f"early-{number}" for number in range(3_000)})
+    time.sleep(1.1)  # times are whole seconds
+    who.erase_projects({number: f"late-{number}" for number in range(3_000, 13_000)})
+    body = place.s3.client().get_object(Bucket=place.bucket, Key=f"{place.location}/{LIST}")["Body"].read()
+    told = json.loads(body)["projects"]
+    assert [project["project_id"] for project in told] == list(range(13_000))
+    assert [number for number, project in enumerate(told) if "slug" in project] == list(range(3_000, 13_000))
+    assert told[0] == {"project_id": 0}
+
+
+@pytest.mark.parametrize("given", [{"project_id": True}, {}])
+def test_years_of_erased_projects_do_not_lengthen_a_question(site: str, given: dict[str, Any]) -> None:
+    staying = Project.objects.get(slug="staying").pk
+    exporter().erase_projects(dict.fromkeys(range(1000, 4000)))
+    sites.few(TODAY, project="staying")
+    if given:
+        given = {"project_id": staying}
+    querier = PageViewsQuerier(max_age=0)
+    for ask in (querier.daily_totals, querier.top_pages, querier.query_pageviews):
+        with CaptureQueriesContext(connections["default"]) as queries:
+            assert ask("staying", DAY, TODAY, **given, **({} if ask == querier.query_pageviews else {"status": None}))
+        assert max(len(each["sql"]) for each in queries) < 1_500
+    # A question about all projects leaves all of them out.
+    PageView.objects.filter(date=TODAY).update(project_id=Project.objects.create(pk=2_000, slug="x").pk)
+    assert querier.sql("SELECT count(*) AS n FROM pageviews", since=TODAY)["n"].to_pylist() == [0]
+
+
+def test_a_slug_or_an_organization_that_no_key_can_have_keeps_no_erasure_up(site: str, place: Any) -> None:
+    sites.few(DAY, project="odd")
+    Project.objects.filter(slug="odd").update(slug="it's; odd/")
+    with sites.organizations(**{"an 'odd' one/": ["going"]}):
+        Project.objects.get(slug="it's; odd/").delete()
+        Project.objects.get(slug="going").delete()
+        assert len(erase_pending()) == 2
+    assert stored(place) == [Project.objects.get(slug="staying").pk]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ __all__ = [
     "days_with_erased_copies",
     "delete_day",
     "erase_from_day",
-    "erase_project",
+    "erase_projects",
     "erased_projects",
     "export_day",
     "parquet_path",
@@ -89,7 +89,7 @@ def delete_day(
     statement_timeout: float,
     progress: Callable[[int, int], object] | None,
 ) -> dict[str, Any]: ...
-def erase_project(store: Store, prefix: str, project_id: int, slug: str | None) -> bool: ...
+def erase_projects(store: Store, prefix: str, projects: Sequence[tuple[int, str | None]]) -> list[int]: ...
 def erased_projects(store: Store, prefix: str) -> list[int]: ...
 def days_with_erased_copies(
     store: Store, prefix: str, days: Sequence[str], slugs: Sequence[str], organizations: Sequence[str]

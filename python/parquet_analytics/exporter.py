@@ -254,10 +254,18 @@ class ParquetAnalyticsExporter:
         only under a condition; :class:`CommitStateUnknown` when it cannot be found out whether it was, and erasing
         again is safe. Rows stay in files until :meth:`erase_from_day`.
         """
-        _, number = project(None, project_id)
-        if slug is not None:
-            _native.check_slug(slug)
-        return _native.erase_project(self._store, self._prefix, cast(int, number), slug)
+        return bool(self.erase_projects({project_id: slug}))
+
+    def erase_projects(self, projects: Mapping[int, str | None]) -> list[int]:
+        """:meth:`erase_project` for many at once, ids with their slugs, in one change of the list. Gives the ids that
+        were not erased before. The list has room for some 800,000; slugs are kept of the latest 10,000."""
+        wanted = []
+        for project_id, slug in projects.items():
+            _, number = project(None, project_id)
+            if slug is not None:
+                _native.check_slug(slug)
+            wanted.append((cast(int, number), slug))
+        return _native.erase_projects(self._store, self._prefix, wanted)
 
     def erased_projects(self) -> list[int]:
         """The ids of the projects that were erased."""

@@ -216,18 +216,18 @@ fn first_ids(ids: &[i64]) -> &[i64] {
     &ids[..ids.len().min(LISTED_IDS)]
 }
 
-/// Adds a project to the erased ones; says whether it was not among them.
+/// Adds projects, with their slugs, to the erased ones; gives those that were not among them.
 #[pyfunction]
-pub fn erase_project(
+#[allow(clippy::needless_pass_by_value)]
+pub fn erase_projects(
     py: Python<'_>,
     store: &PyStore,
     prefix: &str,
-    project_id: i32,
-    slug: Option<&str>,
-) -> PyResult<bool> {
+    projects: Vec<(i32, Option<String>)>,
+) -> PyResult<Vec<i32>> {
     let prefix: Prefix = prefix.parse().or_raise()?;
     run_quietly(py, |cancel| {
-        block_on(cancel, erased::add(&store.inner, &prefix, project_id, slug))
+        block_on(cancel, erased::add(&store.inner, &prefix, &projects))
     })
 }
 

@@ -50,7 +50,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(exporter::export_day, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::verify_day, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::delete_day, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::erase_project, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::erase_projects, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erased_projects, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erase_from_day, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::days_with_erased_copies, module)?)?;

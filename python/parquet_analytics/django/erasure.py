@@ -15,7 +15,7 @@ from parquet_analytics.django.conf import settings
 from parquet_analytics.django.ledger import Ledger, runs
 from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Erasure, Run
-from parquet_analytics.exceptions import DayNotStored, ParquetAnalyticsError
+from parquet_analytics.exceptions import DayNotStored, InvalidInput, ParquetAnalyticsError
 
 __all__ = ["connect", "erase_pending", "erase_pending_or_log", "hidden_projects"]
 
@@ -93,23 +93,23 @@ def erase_pending(task_id: str = "") -> list[int]:
     if not pending:
         return []
     who = exporter()
-    for erasure in pending:
-        if erasure.recorded_at is None:
-            who.erase_project(erasure.project_id, erasure.slug or None)
-            erasure.recorded_at = days.now()
-            erasure.save(update_fields=["recorded_at"])
-    slugs = sorted({erasure.slug for erasure in pending if erasure.slug})
+    if unrecorded := [erasure for erasure in pending if erasure.recorded_at is None]:
+        who.erase_projects({each.project_id: each.slug if _has_key(each.slug) else None for each in unrecorded})
+        told = Erasure.objects.using(router.db_for_write(Erasure))
+        told.filter(pk__in=[erasure.pk for erasure in unrecorded]).update(recorded_at=days.now())
+    slugs = sorted({erasure.slug for erasure in pending if _has_key(erasure.slug)})
     were_in = sorted({slug for erasure in pending for slug in erasure.organizations})
     # Those that have gone too have no projects any more.
     members: dict[str, list[str]] = {slug: [] for slug in were_in}
     if organizations.installed():
         members |= organizations.members()
+    members = {slug: projects for slug, projects in members.items() if _has_key(slug)}
     failed: ParquetAnalyticsError | None = None
     known = _known_days(who.location)
     # Also days whose file was written anew without the rows already, by an export, and their copies were not.
     chosen = {
         *_days_with([erasure.project_id for erasure in pending], known),
-        *who.days_with_erased_copies(known, slugs, were_in),
+        *who.days_with_erased_copies(known, slugs, set(were_in) & set(members)),
     }
     for day in sorted(chosen):
         try:
@@ -135,6 +135,17 @@ def erase_pending(task_id: str = "") -> list[int]:
     if failed is not None:
         raise failed
     return [erasure.project_id for erasure in pending]
+
+
+def _has_key(slug: str) -> bool:
+    """Whether there can be copies below a slug: a project may have been named as no key can be."""
+    from parquet_analytics._native import check_slug
+
+    try:
+        check_slug(slug)
+    except InvalidInput:
+        return False
+    return True
 
 
 def erase_pending_or_log(task_id: str = "") -> None:

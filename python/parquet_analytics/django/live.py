@@ -41,7 +41,7 @@ class LiveRows:
         """What the table has for a question on these days, with all columns, without the ``hidden`` projects. Where
         views are going to be summed, the database has summed them already, and other columns mean nothing."""
         wanted = sorted(days)
-        chosen = self._chosen(question, wanted, sorted(set(hidden)))
+        chosen = self._chosen(question, wanted, set(hidden))
         if chosen is None:
             return self._schema.empty_table()
         if question.summed_by is None:
@@ -74,14 +74,23 @@ class LiveRows:
     def _manager(self) -> Any:
         return self._mapping.model._base_manager.using(self.alias)
 
-    def _chosen(self, question: Question, days: list[datetime.date], hidden: list[int]) -> Any | None:
+    def _concerned(self, question: Question, hidden: set[int]) -> list[int]:
+        """Those of the hidden projects that a question is about: of years of deleted ones, one or none."""
+        if question.project_id is not None:
+            hidden = hidden & {question.project_id}
+        elif question.slugs is not None and hidden:
+            named = self._mapping.projects_named(question.slugs, self.alias)
+            hidden = hidden if named is None else hidden & named
+        return sorted(hidden)
+
+    def _chosen(self, question: Question, days: list[datetime.date], hidden: set[int]) -> Any | None:
         lookups = self._mapping.lookups
         among = Q()
         for first, last in spans(days):
             among |= Q(**self._mapping.of_days(first, last))
         chosen = self._manager().filter(among).order_by()
-        if hidden:
-            chosen = chosen.exclude(**{f"{lookups['project_id']}__in": hidden})
+        if concerned := self._concerned(question, hidden):
+            chosen = chosen.exclude(**{f"{lookups['project_id']}__in": concerned})
         if question.slugs is not None:
             chosen = chosen.filter(**{f"{lookups['project_slug']}__in": question.slugs})
         if question.project_id is not None:

@@ -4,7 +4,7 @@ that system checks can use it."""
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,6 +120,14 @@ class PageViewMapping:
     def project_model(self) -> Any:
         """The model that the project's id refers to, or ``None`` when it is a plain number."""
         return getattr(_follow(self.model, "project_id", self.lookups["project_id"])[-1], "related_model", None)
+
+    def projects_named(self, slugs: Iterable[str], database: str) -> set[int] | None:
+        """The ids of the projects with one of these slugs, or ``None`` when only the page views say."""
+        relation, slug = self._slug("project")
+        if relation is None:
+            return None
+        found = relation.related_model._base_manager.using(database).filter(**{f"{slug.name}__in": list(slugs)})
+        return set(found.values_list(relation.target_field.attname, flat=True))
 
     def native_tables(self) -> NativeTables | str:
         """Tables and columns, or the reason why only the ORM can tell what these lookups mean."""
