@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 import pyarrow.parquet as pq
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connections
 from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import exit_codes
@@ -320,6 +321,18 @@ def test_wrong_usage_is_explained(folder: Path, arguments: list[str], message: s
     # Django gives its own code to what argparse refuses, when a program calls the command.
     assert code == (1 if "argument" in err else 2)
     assert list(runs()) == []
+
+
+def test_call_command_takes_days_and_texts(folder: Path) -> None:
+    for given in ({"date": DAY}, {"date": str(DAY)}, {"since": str(DAY), "until": NEXT}):
+        call_command("export_pageviews_to_parquet", **given, verbosity=0)
+        call_command("parquet_analytics", "verify", **given, verbosity=0)
+    call_command("parquet_analytics", "status", since=str(DAY), until=str(NEXT), max_lag="5000d", json=True)
+    with pytest.raises(CommandError, match="--date: '1 July' is no day") as caught:
+        call_command("export_pageviews_to_parquet", date="1 July")
+    assert caught.value.returncode == 2
+    with pytest.raises(CommandError, match="--max-lag: '36' is no duration"):
+        call_command("parquet_analytics", "status", max_lag="36")
 
 
 def test_argparse_exits_with_2_on_the_command_line(site_database: str, tmp_path: Path) -> None:

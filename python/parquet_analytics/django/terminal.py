@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -20,7 +20,7 @@ from django.db import Error as AnyDatabaseError
 from parquet_analytics.django import exit_codes
 from parquet_analytics.exceptions import ParquetAnalyticsError
 
-__all__ = ["Bar", "as_options", "day_argument", "ended_in_order", "size"]
+__all__ = ["Bar", "as_options", "day_argument", "ended_in_order", "parsed", "size"]
 
 # What the library's messages name, and what it is to whoever types a command.
 _OPTIONS = {
@@ -50,6 +50,18 @@ def day_argument(text: str) -> datetime.date:
     if day.isoformat() != text:
         raise argparse.ArgumentTypeError(f"{text!r} is no day as YYYY-MM-DD; did you mean {day}?")
     return day
+
+
+def parsed(options: dict[str, Any], **kinds: Callable[[str], Any]) -> dict[str, Any]:
+    """The options of a command with texts as argparse makes them: ``call_command(..., date="2026-07-01")`` hands over
+    what it was given."""
+    for name, kind in kinds.items():
+        if isinstance(options.get(name), str):
+            try:
+                options[name] = kind(options[name])
+            except argparse.ArgumentTypeError as error:
+                raise CommandError(f"--{name.replace('_', '-')}: {error}", returncode=exit_codes.USAGE) from None
+    return options
 
 
 def size(number: int | None) -> str:

@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from parquet_analytics.django import days, exit_codes
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.terminal import Bar, as_options, day_argument, ended_in_order, size
+from parquet_analytics.django.terminal import Bar, as_options, day_argument, ended_in_order, parsed, size
 from parquet_analytics.exceptions import (
     ConfigurationError,
     DayHasNoRows,
@@ -61,7 +61,7 @@ class Command(BaseCommand):
         add("--noinput", "--no-input", action="store_false", dest="interactive", help="Ask nothing.")
 
     def handle(self, **options: Any) -> None:
-        self.options = options
+        self.options = parsed(options, date=day_argument, since=day_argument, until=day_argument)
         wanted = self._days()
         with ended_in_order():
             codes = self._dry_run(wanted) if options["dry_run"] else self._export(wanted)

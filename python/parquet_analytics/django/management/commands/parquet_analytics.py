@@ -11,7 +11,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from parquet_analytics.django import days, exit_codes
-from parquet_analytics.django.terminal import day_argument, ended_in_order, size
+from parquet_analytics.django.terminal import day_argument, ended_in_order, parsed, size
 from parquet_analytics.exceptions import ParquetAnalyticsError
 
 SCHEMA = 1
@@ -71,7 +71,8 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="Print one JSON object a finding.")
 
     def handle(self, **options: Any) -> None:
-        self.options = options
+        days_given = {"date": day_argument, "since": day_argument, "until": day_argument}
+        self.options = parsed(options, **days_given, max_lag=duration)
         with ended_in_order():
             code = getattr(self, f"_{options['action']}")()
         if code != exit_codes.DONE:
