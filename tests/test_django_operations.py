@@ -17,7 +17,7 @@ from django.test import override_settings
 from parquet_analytics import ParquetAnalyticsExporter
 from parquet_analytics.django import days
 from parquet_analytics.django.ledger import runs
-from parquet_analytics.django.models import Run
+from parquet_analytics.django.models import Erasure, Run
 from parquet_analytics.django.runs import due_days, exporter
 
 from tests import sites
@@ -249,7 +249,7 @@ class TestDoctor:
             code, out, _ = analytics("doctor")
         assert {state for state, _, _ in found.values()} == {"ok"}, found
         assert set(found) == {"settings", "ledger", "database", "replica", "write database", "clock", "store",
-                              "conditional write", "deletion", "periodic tasks"}  # fmt: skip
+                              "conditional write", "deletion", "erasures", "periodic tasks"}  # fmt: skip
         assert f"20 rows on {ago(1)}" in found["database"][1]
         assert code == 0
         assert out.startswith("ok       settings: ")
@@ -263,10 +263,12 @@ class TestDoctor:
         url = postgres.create_database()
         try:
             with sites.databases(default=url), sites.archive(tmp_path):
-                state, message, hint = self.findings()["ledger"]
+                found = self.findings()
         finally:
             postgres.drop_database(url)
+        state, message, hint = found["ledger"]
         assert (state, hint) == ("failed", "Run manage.py migrate.")
+        assert found["erasures"][0] == "skipped"
         assert "0001" in message
 
     def test_a_database_that_is_down(self, folder: Path) -> None:
@@ -383,6 +385,18 @@ class TestDoctor:
             assert self.findings()["deletion"][0] == "warning"
         with sites.archive(tmp_path, ALLOW_LOCAL_DELETE=True):
             assert "durable" in self.findings()["deletion"][2]
+
+    def test_a_project_that_waits_to_be_erased(self, folder: Path) -> None:
+        waiting = Erasure.objects.create(project_id=7, slug="gone", error="the store says no")
+        assert self.findings()["erasures"][0] == "ok"
+        Erasure.objects.filter(pk=waiting.pk).update(requested_at=days.now() - datetime.timedelta(days=3))
+        state, message, hint = self.findings()["erasures"]
+        assert state == "failed"
+        assert message.startswith(f"to be taken out of the archive: 1 deleted projects, since {ago(3)}")
+        assert message.endswith("the last attempt said: the store says no")
+        assert "export_pageviews_to_parquet" in hint
+        export("--date", str(ago(1)), "--allow-empty")
+        assert self.findings()["erasures"] == ("ok", "no deleted project waits to be taken out of the archive", "")
 
     def test_a_periodic_task_that_deletes_page_views(self, folder: Path) -> None:
         from django_celery_beat.models import CrontabSchedule, PeriodicTask
