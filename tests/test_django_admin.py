@@ -126,6 +126,8 @@ def test_the_pages_look_right_in_a_browser(site: str, tmp_path: Path) -> None:
     try:
         assert wait_until(lambda: _answers(port), 20)
         browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+        # What is looked for is waited for: the next page may not be there yet.
+        browser.implicitly_wait(30)
         browser.get(f"http://127.0.0.1:{port}{STATUS}")
         browser.find_element(By.NAME, "username").send_keys("operator")
         browser.find_element(By.NAME, "password").send_keys("let me in")
@@ -138,12 +140,13 @@ def test_the_pages_look_right_in_a_browser(site: str, tmp_path: Path) -> None:
         assert int(head.value_of_css_property("font-weight")) >= 500
         keep(browser, "status")
         rows[1].find_element(By.TAG_NAME, "a").click()
-        assert "day__day" in browser.current_url
+        assert wait_until(lambda: "day__day" in browser.current_url, 30)
+        assert browser.find_element(By.ID, "changelist")
         keep(browser, "runs-of-a-day")
         browser.get(f"http://127.0.0.1:{port}{LIST}")
         keep(browser, "runs")
         browser.find_element(By.CSS_SELECTOR, ".object-tools a").click()
-        assert browser.current_url.endswith(STATUS)
+        assert wait_until(lambda: browser.current_url.endswith(STATUS), 30)
         browser.get(f"http://127.0.0.1:{port}{LIST}{runs().get(state='failed').pk}/change/")
         keep(browser, "run")
         severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
