@@ -410,6 +410,33 @@ def test_copies_of_organizations_whose_day_lost_the_rows_before(organizations: N
     assert organizations_copies(place) == {"both": [staying], "other": [staying]}
 
 
+def test_copies_are_looked_for_only_where_there_may_be_some(site_database: str, place: Any, sent: list[Any]) -> None:
+    """Not one request for each of a site's organizations on each day of its archive."""
+    asked: list[str] = []
+
+    def listening(address: str, request: Any) -> Response:
+        asked.append(request.path.partition("/analytics/pageviews/")[2])
+        return forward(address, request)
+
+    for day in (DAY, NEXT):
+        sites.few(day, project="going")
+        sites.few(day, project="staying")
+    proxy = S3Proxy(place.s3.endpoint_url)
+    with sites.archive(sites.s3_entry(place, proxy.url)), sites.organizations(first=["going"], second=["staying"]):
+        assert export("--date", str(DAY), "--per-project")[0] == 0
+        assert export("--date", str(NEXT))[0] == 0
+        proxy.rewrite = listening
+        Project.objects.get(slug="going").delete()
+        erase_pending()
+    proxy.close()
+    folders = {path.partition("/")[0] for path in asked}
+    assert "2026" in folders
+    assert "org" not in folders
+    copies_asked = {path for path in asked if path.startswith("project/")}
+    assert copies_asked == {f"project/going/{DAY:%Y/%m/%d}/pageviews_{DAY}.parquet"}
+    assert stored(place) == stored(place, NEXT) == [Project.objects.get(slug="staying").pk]
+
+
 def test_a_copy_of_the_new_owner_of_the_slug_stays(site: str, place: Any) -> None:
     Project.objects.get(slug="going").delete()
     exporter().erase_project(Erasure.objects.get().project_id)

@@ -47,7 +47,22 @@ class RunAdmin(_ReadOnly):
     fieldsets = (
         (None, {"fields": ("day", "kind", "state", "location", "key")}),
         ("When and where", {"fields": ("started_at", "finished_at", "worker", "task_id")}),
-        ("The file", {"fields": ("outcome", "etag", "sha256", "run_id", "rows", "views", "bytes")}),
+        (
+            "The file",
+            {
+                "fields": (
+                    "outcome",
+                    "etag",
+                    "sha256",
+                    "run_id",
+                    "rows",
+                    "views",
+                    "bytes",
+                    "per_project",
+                    "per_organization",
+                )
+            },
+        ),
         (
             "The rows",
             {"fields": ("source_rows", "source_views", "added", "changed", "kept", "left", "deleted", "late")},

@@ -22,6 +22,8 @@ __all__ = ["connect", "erase_pending", "erase_pending_or_log", "hidden_projects"
 # Readers of the store believe what they know for a minute; until then the ledger hides what it was told.
 _SETTLED = datetime.timedelta(hours=1)
 
+_COPIES = ("per_project", "per_organization")
+
 _log = logging.getLogger("parquet_analytics.django")
 
 
@@ -106,15 +108,22 @@ def erase_pending(task_id: str = "") -> list[int]:
     members = {slug: projects for slug, projects in members.items() if _has_key(slug)}
     failed: ParquetAnalyticsError | None = None
     known = _known_days(who.location)
+    # Copies are asked for where there may be some: it takes a request for each day and slug.
+    of_projects, of_organizations = (_known_days(who.location, **{flag: True}) for flag in _COPIES)
     # Also days whose file was written anew without the rows already, by an export, and their copies were not.
     chosen = {
         *_days_with([erasure.project_id for erasure in pending], known),
-        *who.days_with_erased_copies(known, slugs, set(were_in) & set(members)),
+        *who.days_with_erased_copies(of_projects, slugs),
+        *who.days_with_erased_copies(of_organizations, [], set(were_in) & set(members)),
     }
     for day in sorted(chosen):
         try:
             with Ledger(Run.Kind.ERASE, day, who.location, task_id=task_id) as ledger:
-                result = who.erase_from_day(day, slugs=slugs, per_organization=members)
+                result = who.erase_from_day(
+                    day,
+                    slugs=slugs if day in of_projects else (),
+                    per_organization=members if day in of_organizations else None,
+                )
                 run = ledger.run
                 run.key, run.outcome = who.get_parquet_path(day), result["outcome"]
                 run.etag, run.sha256, run.run_id = result["etag"], result["sha256"], result["run_id"]
@@ -156,9 +165,9 @@ def erase_pending_or_log(task_id: str = "") -> None:
         _log.error("deleted projects could not be taken out of the archive: %s", " ".join(str(error).split()))
 
 
-def _known_days(location: str) -> list[datetime.date]:
+def _known_days(location: str, **about: bool) -> list[datetime.date]:
     """The days that the ledger has exports of."""
-    known = runs().filter(kind=Run.Kind.EXPORT, location=location).order_by()
+    known = runs().filter(kind=Run.Kind.EXPORT, location=location, **about).order_by()
     return sorted(set(known.values_list("day", flat=True)))
 
 
@@ -166,15 +175,16 @@ def _days_with(projects: list[int], found: list[datetime.date]) -> list[datetime
     """Those of the days whose file can have rows of one of the projects, by its statistics."""
     from parquet_analytics.querier import ParquetAnalyticsQuerier
 
-    querier = ParquetAnalyticsQuerier(max_age=0)
+    # What the first question finds out about the files is believed for the others.
+    fresh, querier = ParquetAnalyticsQuerier(max_age=0), ParquetAnalyticsQuerier()
     chosen: set[datetime.date] = set()
     # A question spans some years at most.
     for start in range(0, len(found), 1_000):
         first, last = found[start], found[min(start + 999, len(found) - 1)]
         while first <= last:
             until = min(last, first + datetime.timedelta(days=3_000))
-            for project in projects:
-                plan = querier.explain(None, first, until, project_id=project)
+            for number, project in enumerate(projects):
+                plan = (querier if number else fresh).explain(None, first, until, project_id=project)
                 pairs = zip(plan["date"].to_pylist(), plan["rows_selected"].to_pylist(), strict=True)
                 chosen |= {day for day, rows in pairs if rows}
             first = until + datetime.timedelta(days=1)

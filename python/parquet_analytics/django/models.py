@@ -45,6 +45,9 @@ class Run(models.Model):
     sha256 = models.CharField(max_length=64, blank=True, verbose_name="SHA-256")
     run_id = models.CharField(max_length=40, blank=True, help_text="As in the object's metadata.")
     outcome = models.CharField(max_length=20, blank=True, help_text="created, merged, replaced or unchanged.")
+    # Known from the beginning, so that copies are looked for also where the run was killed.
+    per_project = models.BooleanField(default=False, help_text="Whether copies for projects were to be written.")
+    per_organization = models.BooleanField(default=False, help_text="Whether copies for organizations were.")
     rows = models.BigIntegerField(null=True, help_text="In the file.")
     views = models.BigIntegerField(null=True, help_text="In the file.")
     bytes = models.BigIntegerField(null=True, help_text="Of the file.")

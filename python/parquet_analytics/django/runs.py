@@ -70,6 +70,7 @@ def export_day(
 
     tick.wants_total = getattr(progress, "wants_total", progress is not None)  # type: ignore[attr-defined]
     run = ledger.run
+    run.per_project, run.per_organization = per_project, per_organization
     try:
         with ledger:
             done = latest_verified(who.location, day, day).get(day) if unless_done else None
