@@ -48,15 +48,33 @@ def _deleted(sender: Any, instance: Any, using: str, **_: Any) -> None:  # noqa:
     slug = mapping.lookups["project_slug"].split("__")[-1]
     alias = router.db_for_write(Erasure)
     about: dict[str, Any] = {"slug": str(getattr(instance, slug, "") or "")[:255]}
+    project_id = getattr(instance, field.attname)
+
+    def record() -> bool:
+        try:
+            with transaction.atomic(using=alias):
+                Erasure.objects.using(alias).get_or_create(project_id=project_id, defaults=about)
+        except DatabaseError:
+            # A site whose ledger is not there yet can delete its projects all the same.
+            _log.exception("project %s is deleted, and its erasure from the archive could not be recorded", project_id)
+            return False
+        return True
+
+    def record_and_send() -> None:
+        if record():
+            _send()
+
     try:
-        with transaction.atomic(using=using), transaction.atomic(using=alias):
+        with transaction.atomic(using=using):
             about["organizations"] = organizations.of_project(instance, using)
-            Erasure.objects.using(alias).get_or_create(project_id=getattr(instance, field.attname), defaults=about)
     except DatabaseError:
-        # A site whose ledger is not there yet can delete its projects all the same.
-        _log.exception("project %s is deleted, and its erasure from the archive could not be recorded", instance.pk)
-        return
-    transaction.on_commit(_send, using=using, robust=True)
+        _log.exception("project %s is deleted, and its organizations could not be asked for", project_id)
+    if alias != using:
+        # A ledger in another database keeps what this transaction may take back, and a project that lives on would
+        # be erased.
+        transaction.on_commit(record_and_send, using=using, robust=True)
+    elif record():
+        transaction.on_commit(_send, using=using, robust=True)
 
 
 def _send() -> None:

@@ -24,7 +24,7 @@ from parquet_analytics.exceptions import (
     VerificationFailed,
 )
 
-__all__ = ["LEASE", "Ledger", "killed_runs", "latest_verified", "runs"]
+__all__ = ["LEASE", "Ledger", "killed_runs", "latest_verified", "refuse_without_autocommit", "runs"]
 
 LEASE = datetime.timedelta(seconds=90)
 """How long a day stays taken after the last sign of life of the run that has it."""
@@ -88,6 +88,7 @@ class Ledger:
             self.run.lease, self.run.lease_until = self._lease, days.now() + LEASE
             alias = router.db_for_write(Run)
             try:
+                refuse_without_autocommit(alias)
                 with transaction.atomic(using=alias):
                     self.run.save(using=alias, force_insert=True)
             except IntegrityError:
@@ -176,6 +177,17 @@ class Ledger:
         if isinstance(error, ParquetAnalyticsError):
             run.key = run.key or error.key or ""
             run.run_id = run.run_id or error.run_id or ""
+
+
+def refuse_without_autocommit(alias: str) -> None:
+    """Where Django was told to leave transactions to the site, ``atomic`` commits nothing: no other run would see the
+    lease, and what is said to be done would be lost with the connection."""
+    connection = connections[alias]
+    if not connection.in_atomic_block and not connection.get_autocommit():
+        raise ConfigurationError(
+            f"the database {alias!r} does not commit by itself (AUTOCOMMIT is False), so nothing written there would "
+            "last; set AUTOCOMMIT to True"
+        )
 
 
 def _unreachable(error: DatabaseError) -> ParquetAnalyticsError:

@@ -116,6 +116,11 @@ class PageViewMapping:
         lookup = self.lookups.get(column)
         return None if lookup is None else _follow(self.model, column, lookup)[-1]
 
+    def relation(self, column: str) -> Any:
+        """The field of the page views' model that is followed to a column in another table, or ``None``."""
+        lookup = self.lookups[column]
+        return _follow(self.model, column, lookup)[0] if "__" in lookup else None
+
     @property
     def project_model(self) -> Any:
         """The model that the project's id refers to, or ``None`` when it is a plain number."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from parquet_analytics.django.ledger import Ledger
+from parquet_analytics.django.ledger import Ledger, refuse_without_autocommit
 from parquet_analytics.django.mapping import PageViewMapping, configured
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import exporter
 from parquet_analytics.django.source import write_alias
-from parquet_analytics.exceptions import ConfigurationError, InvalidInput
+from parquet_analytics.exceptions import ConfigurationError, DayIsTaken, InvalidInput
 
 __all__ = ["restore_day"]
 
@@ -38,7 +38,39 @@ def restore_day(day: datetime.date, *, dry_run: bool = False) -> dict[str, Any]:
     who = exporter()
     alias = write_alias(mapping)
     _check(mapping)
-    stored = who.verify(day)
+    refuse_without_autocommit(alias)
+    if dry_run:
+        stored = who.verify(day)
+        _, wanted, result = _read(mapping, alias, day, stored)
+        _refuse_to_overwrite(mapping, alias, day, wanted)
+        return result
+    with Ledger(Run.Kind.RESTORE, day, who.location, database=alias) as ledger:
+        # Read while no other run can add to the file.
+        run, stored = ledger.run, who.verify(day)
+        run.key, run.etag, run.sha256 = stored["key"], stored["etag"], stored["sha256"]
+        ledger.renew()
+        rows, wanted, result = _read(mapping, alias, day, stored)
+        _refuse_to_overwrite(mapping, alias, day, wanted)
+        ledger.renew()
+        if result["summed"]:
+            again = _rewrite(day, rows, stored["etag"])
+            run.etag, run.sha256, run.run_id = again["etag"], again["sha256"], again["run_id"]
+        with transaction.atomic(using=alias):
+            _refuse_to_overwrite(mapping, alias, day, wanted)
+            manager = mapping.model._base_manager.using(alias)
+            for chunk in _chunks(wanted):
+                manager.bulk_create([_instance(mapping, row) for row in chunk])
+                ledger.renew()
+            _advance_sequence(mapping, alias, wanted)
+        run.rows, run.views, run.left = len(wanted), result["views"], result["skipped"]
+        run.state = Run.State.DONE
+    return result
+
+
+def _read(
+    mapping: PageViewMapping, alias: str, day: datetime.date, stored: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """The file's rows, one for each natural key, those of them that the table can have, and what is said of them."""
     rows, summed = _natural(_rows(day))
     missing = {what: _gone(mapping, what, alias, rows) for what in ("project", "version")}
     wanted = [row for row in rows if not any(row[f"{what}_id"] in gone for what, gone in missing.items())]
@@ -52,27 +84,7 @@ def restore_day(day: datetime.date, *, dry_run: bool = False) -> dict[str, Any]:
         "skipped_projects": sorted(missing["project"]),
         "skipped_versions": sorted(missing["version"]),
     }
-    if dry_run:
-        _refuse_to_overwrite(mapping, alias, day, wanted)
-        return result
-    ledger = Ledger(Run.Kind.RESTORE, day, who.location, database=alias)
-    with ledger:
-        run = ledger.run
-        run.key, run.etag, run.sha256 = stored["key"], stored["etag"], stored["sha256"]
-        _refuse_to_overwrite(mapping, alias, day, wanted)
-        if summed:
-            again = _rewrite(day, rows)
-            run.etag, run.sha256, run.run_id = again["etag"], again["sha256"], again["run_id"]
-        with transaction.atomic(using=alias):
-            _refuse_to_overwrite(mapping, alias, day, wanted)
-            manager = mapping.model._base_manager.using(alias)
-            for chunk in _chunks(wanted):
-                manager.bulk_create([_instance(mapping, row) for row in chunk])
-                ledger.renew()
-            _advance_sequence(mapping, alias, wanted)
-        run.rows, run.views, run.left = len(wanted), result["views"], result["skipped"]
-        run.state = Run.State.DONE
-    return result
+    return rows, wanted, result
 
 
 def _rows(day: datetime.date) -> list[dict[str, Any]]:
@@ -111,13 +123,15 @@ def _gone(mapping: PageViewMapping, what: str, alias: str, rows: list[dict[str, 
     return ids - found
 
 
-def _rewrite(day: datetime.date, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Writes the day's file from these rows."""
+def _rewrite(day: datetime.date, rows: list[dict[str, Any]], etag: str) -> dict[str, Any]:
+    """Writes the day's file from these rows, unless it is another one by now than they were read from."""
     import pyarrow as pa
 
     from parquet_analytics.exporter import ParquetAnalyticsExporter
 
     who = ParquetAnalyticsExporter(source=pa.Table.from_pylist(rows))
+    if who.verify(day)["etag"] != etag:
+        raise DayIsTaken(f"{day}: the file was written anew meanwhile; restore it again", day=day, retryable=True)
     return who.export_daily_pageviews(day, discard_stored=True)
 
 

@@ -228,12 +228,16 @@ def _counted(mapping: PageViewMapping, run: Run) -> tuple[tuple[int, int], tuple
     last = later.order_by("-id").first()
     if last is not None and last.kind == Run.Kind.RESTORE and last.state == Run.State.DONE:
         return now, (last.rows or 0, last.views or 0)
+    before = (run.source_rows or 0, run.source_views or 0)
+    if last is not None and now == before and not later.filter(state__in=[Run.State.DELETED, Run.State.DONE]).exists():
+        # A deletion that was refused, or failed before its first row.
+        return now, before
     if last is not None:
         # A deletion that was broken off does not say how many rows it had deleted; those that are left were late.
         return now, (0, 0)
     if run.left:
         return now, ((run.source_rows or 0) + run.left, now[1])
-    return now, (run.source_rows or 0, run.source_views or 0)
+    return now, before
 
 
 def first_day(mapping: PageViewMapping) -> datetime.date | None:

@@ -177,6 +177,8 @@ class ModelSource:
         thread = threading.get_ident()
         chosen = self._queryset.order_by().filter(**self.mapping.of_days(day, day))
         try:
+            # First, since what follows may be asked for by other threads, which have connections of their own.
+            self._refuse_orphans(chosen, day)
             rows = chosen.values_list(*self.mapping.lookups.values()).iterator(self._chunk_size)
             while chunk := list(islice(rows, self._chunk_size)):
                 columns = dict(zip(schema.names, zip(*chunk, strict=True), strict=True))
@@ -187,6 +189,25 @@ class ModelSource:
             # Connections belong to threads; that of an export's thread would be left open.
             if opened_here and threading.get_ident() == thread:
                 connection.close()
+
+    def _refuse_orphans(self, chosen: Any, day: datetime.date) -> None:
+        """Joining leaves out rows that refer to nothing, which a database without the constraint may hold."""
+        from django.db.models import Exists, OuterRef
+
+        for column, lookup in self.mapping.lookups.items():
+            relation = self.mapping.relation(column)
+            if relation is None or relation.null:
+                continue
+            there = relation.related_model._base_manager.using(self.alias)
+            there = there.filter(**{relation.target_field.attname: OuterRef(relation.attname)})
+            orphan = chosen.filter(~Exists(there)).values_list(self.mapping.lookups["id"], relation.attname).first()
+            if orphan is not None:
+                raise BadRow(
+                    f"{day}: the row with id {orphan[0]} cannot be exported, column {column}: its {relation.name} "
+                    f"{orphan[1]!r:.80} does not exist, so there is no {lookup}",
+                    row_id=orphan[0] if isinstance(orphan[0], int) else None,
+                    column=column,
+                )
 
 
 def _array(column: str, values: tuple[Any, ...], rows: list[tuple[Any, ...]]) -> pa.Array:
