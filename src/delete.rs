@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
+use crate::merge::differs;
 use crate::publish::heeds_conditions;
 use crate::rows::{Match, RowIndex, RowIndexBuilder};
 use crate::runtime::{Cancel, block_on};
@@ -224,7 +225,7 @@ impl Deletion<'_> {
     fn run(&mut self) -> Result<Differences> {
         let source = self.source;
         let mut deleter = block_on(self.cancel, Deleter::connect(source, &self.options.limits))?;
-        self.check_database(&deleter)?;
+        self.check_table(&deleter)?;
         self.progress.total.store(self.index.len() as u64, Ordering::Relaxed);
         let ids: Vec<i64> = self.index.ids().collect();
         self.pass(&mut deleter, &ids)?;
@@ -245,20 +246,18 @@ impl Deletion<'_> {
         Ok(rest)
     }
 
-    /// The day was copied from this very database.
-    fn check_database(&self, deleter: &Deleter<'_>) -> Result<()> {
-        if self.options.accept_moved_database {
-            return Ok(());
-        }
+    /// The day was copied from this very table.
+    fn check_table(&self, deleter: &Deleter<'_>) -> Result<()> {
         let from = self.stored.source.as_deref().unwrap_or("another source");
         match &self.stored.position {
-            Some(position) if position.database == deleter.database => Ok(()),
-            Some(_) => Err(Error::refused(format!(
-                "{} is another database than the one that {} was exported from ({from}); if it was moved, upgraded or restored on \
-                 purpose, pass accept_moved_database=True",
-                self.source.server(),
-                self.stored.key
-            ))),
+            _ if self.options.accept_moved_database => Ok(()),
+            Some(position) => deleter.identity.check(&position.identity).map_err(|other| {
+                Error::refused(format!(
+                    "{} {}; if it was moved, upgraded, promoted or restored on purpose, pass accept_moved_database=True",
+                    self.source.server(),
+                    differs(other, Some(&deleter.identity), self.stored, from)
+                ))
+            }),
             None => Err(Error::refused(format!(
                 "{} was not exported natively from PostgreSQL ({from}), so no database has counted its rows; \
                  if its rows are those of {}, pass accept_moved_database=True",

@@ -156,15 +156,7 @@ impl Export<'_> {
         reached(self.day, Step::WritingFile);
         let run_id = uuid::Uuid::new_v4().to_string();
         let only_if_changed = match &stored {
-            // A day that has moved to another database says so from now on, although its rows are the same.
-            Stored::Day(day)
-                if !self.replaces()
-                    && merged.added == 0
-                    && merged.changed == 0
-                    && database(day.position.as_ref()) == database(summary.position.as_ref()) =>
-            {
-                Some(day.as_ref())
-            }
+            Stored::Day(day) if !self.replaces() && merged.added == 0 && merged.changed == 0 => Some(day.as_ref()),
             _ => None,
         };
         let expected = summary
@@ -180,7 +172,9 @@ impl Export<'_> {
         } = self.write(sorter, &summary, &run_id, only_if_changed, expected.as_ref())?;
 
         let mut exported_run = run_id.clone();
-        let (outcome, etag) = if let Some(day) = unchanged {
+        // The file says from now on that its rows were seen again, so that nobody who has seen less writes over it.
+        let says_so = |day: &&StoredDay| newest(day.position.as_ref(), summary.position.as_ref());
+        let (outcome, etag) = if let Some(day) = unchanged.filter(says_so) {
             reached(self.day, Step::Verifying);
             day.verify(self.store, Some(&file.tally), self.cancel)?;
             (file.bytes, file.sha256) = (day.bytes.len() as u64, day.sha256.clone());
@@ -191,6 +185,7 @@ impl Export<'_> {
             let (outcome, write) = match &stored {
                 Stored::Nothing => (Outcome::Created, Write::Create),
                 Stored::Unreadable(etag) => (Outcome::Replaced, Write::Replace(etag.clone())),
+                Stored::Day(day) if unchanged.is_some() => (Outcome::Unchanged, Write::Replace(day.etag.clone())),
                 Stored::Day(day) if self.replaces() => (Outcome::Replaced, Write::Replace(day.etag.clone())),
                 Stored::Day(day) => (Outcome::Merged, Write::Replace(day.etag.clone())),
             };
@@ -328,11 +323,13 @@ impl Export<'_> {
             (_, Rows::Indexed(source)) => return Ok(Merged::all(source.len() as u64)),
             (_, Rows::Unindexed(rows)) => return Ok(Merged::all(rows)),
         };
+        // Rows that are dropped on purpose may come from anywhere, but for another table that says which it is.
+        if !self.options.discard_stored || summary.position.is_some() {
+            let accept_moved = self.options.accept_moved_database;
+            check_newer(stored, &summary.source, summary.position.as_ref(), accept_moved)?;
+        }
         if self.options.discard_stored {
             return Ok(Merged::all(source.len() as u64));
-        }
-        if !self.options.accept_moved_database {
-            check_newer(stored, &summary.source, summary.position.as_ref())?;
         }
         if !self.options.replace {
             return merge(stored, &source, &self.erased, |kept| sorter.push(kept), self.cancel);
@@ -418,8 +415,13 @@ impl Export<'_> {
     }
 }
 
-fn database(position: Option<&Position>) -> Option<&str> {
-    position.map(|position| position.database.as_str())
+/// Whether a stored position is as new as another one.
+fn newest(stored: Option<&Position>, seen: Option<&Position>) -> bool {
+    match (stored, seen) {
+        (Some(stored), Some(seen)) => stored.covers(seen).is_ok() && stored.identity == seen.identity,
+        (None, None) => true,
+        _ => false,
+    }
 }
 
 /// What is in the day's place before the export.

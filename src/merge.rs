@@ -7,7 +7,7 @@ use arrow::compute::filter_record_batch;
 use arrow::datatypes::Int32Type;
 
 use crate::error::{Error, Result};
-use crate::position::{Position, Stale};
+use crate::position::{Identity, Position, Stale};
 use crate::rows::{Match, RowIndex};
 use crate::runtime::Cancel;
 use crate::schema;
@@ -98,11 +98,12 @@ fn conflict(stored: &StoredDay, id: i64) -> Error {
     }
 }
 
-/// Refuses a snapshot that shows an older state than the one that is stored, or another database.
+/// Refuses a snapshot that shows an older state than the one that is stored, and one of another table, unless the move from
+/// there was accepted. An older snapshot of the same history is never accepted.
 ///
 /// # Errors
 /// [`Error::Stale`].
-pub fn check_newer(stored: &StoredDay, source: &str, position: Option<&Position>) -> Result<()> {
+pub fn check_newer(stored: &StoredDay, source: &str, position: Option<&Position>, accept_moved: bool) -> Result<()> {
     let Some(known) = &stored.position else {
         return Ok(());
     };
@@ -120,15 +121,41 @@ pub fn check_newer(stored: &StoredDay, source: &str, position: Option<&Position>
                 stored.key
             ),
         }),
-        Err(Stale::OtherDatabase) => Err(Error::Stale {
+        Err(_) if accept_moved => Ok(()),
+        Err(other) => Err(Error::Stale {
             message: format!(
-                "{source} is not the database that {} was exported from ({from}), so it cannot be told which is newer; \
-                 nothing was written. Was this the wrong database? If it was moved, upgraded or restored on purpose, pass \
-                 accept_moved_database=True",
-                stored.key
+                "{source} {}, so it cannot be told which is newer; nothing was written. {}",
+                differs(other, position.map(|position| &position.identity), stored, from),
+                ACCEPT_MOVED
             ),
         }),
     }
+}
+
+const ACCEPT_MOVED: &str = "Was this the wrong database? If it was moved, upgraded, promoted or restored on purpose, pass accept_moved_database=True";
+
+/// How a table is not the one that a stored day belongs to, in words that follow its name.
+pub fn differs(how: Stale, found: Option<&Identity>, stored: &StoredDay, from: &str) -> String {
+    let known = stored.position.as_ref().map(|position| &position.identity);
+    let shown = |identity: Option<&Identity>| identity.map_or_else(|| "none".to_owned(), ToString::to_string);
+    let what = match how {
+        Stale::OtherTimeline => {
+            "has another history (it was promoted, is a clone, or was restored to an earlier moment) than"
+        }
+        Stale::OtherTable => "is another table than",
+        Stale::OtherDatabase | Stale::Older => "is not the database that",
+    };
+    let verb = if matches!(how, Stale::OtherDatabase | Stale::Older) {
+        ""
+    } else {
+        "the one that "
+    };
+    format!(
+        "{what} {verb}{} was exported from ({from}: {}; this is {})",
+        stored.key,
+        shown(known),
+        shown(found)
+    )
 }
 
 /// Whether two sequences of batches hold the same rows in the same order; the second is looked at only as far as needed.

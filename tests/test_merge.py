@@ -79,19 +79,29 @@ def test_late_rows_are_added_changed_ones_win_and_rows_that_are_gone_are_kept(pl
 def test_a_day_with_nothing_new_is_not_written_again(place: Place, filled: str) -> None:
     exporter = place.exporter(filled)
     first = exporter.export_daily_pageviews(DAY)
-    execute(filled, "DELETE FROM analytics_pageview WHERE date = '2026-07-01'")
     before = place.s3.client().head_object(Bucket=place.bucket, Key=place._full(KEY))
     for _ in range(2):
         again = exporter.export_daily_pageviews(DAY)
-        assert (again["outcome"], again["kept"], again["etag"], again["run_id"], again["sha256"]) == (
+        assert [again[name] for name in ("outcome", "kept", "etag", "run_id", "sha256")] == [
             "unchanged",
-            3,
+            0,
             first["etag"],
             first["run_id"],
             first["sha256"],
-        )
+        ]
     after = place.s3.client().head_object(Bucket=place.bucket, Key=place._full(KEY))
     assert (after["ETag"], after["LastModified"]) == (before["ETag"], before["LastModified"])
+
+
+def test_rows_that_were_seen_again_later_are_said_to_be_of_then(place: Place, filled: str) -> None:
+    exporter = place.exporter(filled)
+    first = exporter.export_daily_pageviews(DAY)
+    execute(filled, "DELETE FROM analytics_pageview WHERE date = '2026-07-01'")
+    again = exporter.export_daily_pageviews(DAY)
+    assert (again["outcome"], again["kept"]) == ("unchanged", 3)
+    assert counts(stored(place)) == {1: 10, 2: 4, 3: 1}
+    assert metadata(place)["position"] == again["position"] != first["position"]
+    assert exporter.export_daily_pageviews(DAY)["etag"] == again["etag"]
 
 
 def test_a_renamed_project_is_no_conflict_and_its_rows_get_the_new_slug(place: Place, filled: str) -> None:
@@ -221,7 +231,10 @@ def test_the_file_says_where_in_the_databases_history_it_was_taken(
         "SELECT system_identifier::text, oid::text FROM pg_control_system(), pg_database "
         "WHERE datname = current_database()",
     )
-    assert said["position"].startswith(f"database={identifier}/{oid} server=primary snapshot=")
+    [(relation,)] = rows_of(filled, "SELECT 'analytics_pageview'::regclass::oid::text")
+    assert said["position"].startswith(
+        f"database={identifier}/{oid} timeline=1 relation={relation}:public.analytics_pageview server=primary snapshot="
+    )
     assert (said["rows"], said["views"], said["ids"], said["statuses"]) == ("3", "15", "1 3", "200:2 404:1")
 
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use pyo3_arrow::PyRecordBatchReader;
 
 use crate::error::{Error, Result};
@@ -134,7 +135,8 @@ impl PyPostgresSource {
     #[new]
     #[pyo3(signature = (url, *, schema = None, table = None, projects_table = None,
                         versions_table = Some("builds_version"), columns = BTreeMap::new(), role = None,
-                        primary = None, standby_grace = 0.0, statement_timeout = 1800.0, lock_timeout = 30.0))]
+                        primary = None, standby_grace = 0.0, statement_timeout = 1800.0, lock_timeout = 30.0,
+                        database_id = None, relation = None))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
         url: Secret,
@@ -148,6 +150,8 @@ impl PyPostgresSource {
         standby_grace: f64,
         statement_timeout: f64,
         lock_timeout: f64,
+        database_id: Option<&str>,
+        relation: Option<u32>,
     ) -> PyResult<Self> {
         let tables = [table, projects_table, versions_table];
         let mut options =
@@ -155,6 +159,8 @@ impl PyPostgresSource {
         options.role = role.map(str::parse).transpose().or_raise()?;
         options.primary = primary.map(|primary| primary.0.parse()).transpose().or_raise()?;
         options.standby_grace = grace(standby_grace).or_raise()?;
+        options.database_id = database_id.map(str::parse).transpose().or_raise()?;
+        options.relation = relation;
         Ok(Self { options })
     }
 
@@ -172,7 +178,21 @@ impl PyPostgresSource {
         let mut options = self.options.clone();
         options.target = PostgresOptions::new(&url.0).or_raise()?.target;
         options.primary = None;
+        options.relation = None;
         Ok(Self { options })
+    }
+
+    /// What the table is, whatever its name and address: `database` (the cluster's identifier and the database's oid),
+    /// `timeline`, `relation` (its oid) and `table` (`schema.table`).
+    fn identity<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let source = self.source();
+        let found = run_quietly(py, |cancel| source.identity(cancel))?;
+        let identity = PyDict::new(py);
+        identity.set_item("database", found.database)?;
+        identity.set_item("timeline", found.timeline)?;
+        identity.set_item("relation", found.relation.as_ref().map(|relation| relation.oid))?;
+        identity.set_item("table", found.relation.map(|relation| relation.name))?;
+        Ok(identity)
     }
 
     /// The projects' slugs of each organization, from Read the Docs' tables.

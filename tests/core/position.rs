@@ -2,13 +2,28 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use parquet_analytics::position::{Position, Stale, parse_lsn};
+use parquet_analytics::position::{Identity, Position, Relation, Stale, parse_lsn};
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+fn identity(database: &str, timeline: Option<u32>, relation: Option<(u32, &str)>) -> Identity {
+    Identity {
+        database: database.to_owned(),
+        timeline,
+        relation: relation.map(|(oid, name)| Relation {
+            oid,
+            name: name.to_owned(),
+        }),
+    }
+}
+
+fn of_old() -> Identity {
+    identity("7/5", None, None)
+}
+
 fn primary(snapshot: &str) -> Position {
-    Position::new("7/5".to_owned(), false, snapshot, 0, 0x100).unwrap()
+    Position::new(of_old(), false, snapshot, 0, 0x100).unwrap()
 }
 
 #[test]
@@ -16,7 +31,14 @@ fn a_position_survives_the_way_through_a_files_metadata() {
     for position in [
         primary("700:705:700,703"),
         primary("3:3:"),
-        Position::new("-/16384".to_owned(), true, "9:9:", 0x0016_B374_D848, u64::MAX - 7).unwrap(),
+        Position::new(
+            identity("name:prod-1/16384", Some(3), Some((16_999, "public.a b=%:é"))),
+            true,
+            "9:9:",
+            0x0016_B374_D848,
+            u64::MAX - 7,
+        )
+        .unwrap(),
     ] {
         assert_eq!(
             position.to_string().parse::<Position>().unwrap(),
@@ -55,7 +77,7 @@ fn a_snapshot_that_misses_what_the_stored_one_saw_is_older() {
         assert_eq!(primary(snapshot).covers(&stored).is_ok(), covers, "{snapshot}");
     }
     let mut other = primary("900:900:");
-    other.database = "8/5".to_owned();
+    other.identity.database = "8/5".to_owned();
     assert_eq!(other.covers(&stored), Err(Stale::OtherDatabase));
 }
 
@@ -106,10 +128,7 @@ impl History {
         let open: Vec<String> = self.open.iter().map(u64::to_string).collect();
         let text = format!("{xmin}:{}:{}", self.next, open.join(","));
         let seen = (3..self.next).filter(|id| !self.open.contains(id)).collect();
-        (
-            Position::new("7/5".to_owned(), false, &text, 0, self.log).unwrap(),
-            seen,
-        )
+        (Position::new(of_old(), false, &text, 0, self.log).unwrap(), seen)
     }
 
     /// A snapshot on a standby that has replayed the log up to `replayed`.
@@ -123,7 +142,7 @@ impl History {
         let xmax = seen.last().map_or(3, |id| id + 1);
         let xmin = (3..xmax).find(|id| !seen.contains(id)).unwrap_or(xmax);
         (
-            Position::new("7/5".to_owned(), true, &format!("{xmin}:{xmax}:"), replayed, replayed).unwrap(),
+            Position::new(of_old(), true, &format!("{xmin}:{xmax}:"), replayed, replayed).unwrap(),
             seen,
         )
     }

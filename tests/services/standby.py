@@ -24,15 +24,15 @@ class Standby:
     process: subprocess.Popen[bytes]
 
     @classmethod
-    def start(cls, primary: Postgres) -> Standby:
+    def start(cls, primary: Postgres, name: str = "standby") -> Standby:
         workspace = primary.workspace
-        data = workspace.directory("standby")
+        data = workspace.directory(name)
         source = f"host={primary.socket_folder} port={primary.port} user=postgres password={primary.password}"
         options = ["-R", "-X", "stream", "-c", "fast", "--no-sync"]
         copied = workspace.run([primary.binaries / "pg_basebackup", "-D", data, "-d", source, *options])
         if copied.returncode != 0:
             raise Unavailable(f"pg_basebackup failed: {copied.stderr.strip()}")
-        log = workspace.folder / "standby.log"
+        log = workspace.folder / f"{name}.log"
         settings = SETTINGS | {"hot_standby": "on", "max_standby_streaming_delay": "2s"}
         while True:
             port = free_port()
@@ -59,6 +59,14 @@ class Standby:
     def database_url(self, primary_url: str) -> str:
         """The URL of a primary's database here."""
         return f"postgresql://postgres:{self.primary.password}@127.0.0.1:{self.port}/{primary_url.rsplit('/', 1)[1]}"
+
+    def promote(self) -> None:
+        """Makes it a primary with a history of its own."""
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            assert connection.execute("SELECT pg_promote(true, 60)").fetchone() == (True,)
+
+    def stop(self) -> None:
+        self.primary.workspace.stop(self.process)
 
     def catch_up(self) -> None:
         """Waits until everything that the primary has written is replayed."""

@@ -27,6 +27,10 @@ pub struct PostgresOptions {
     pub role: Option<Identifier>,
     /// Where a standby gets its rows from; empty days, and an idle night, are confirmed there.
     pub primary: Option<Target>,
+    /// The oid that the table has to have, where somebody else has looked it up.
+    pub relation: Option<u32>,
+    /// What stands for the cluster's identifier where the server does not tell it.
+    pub database_id: Option<DatabaseId>,
     /// How far beyond a day's end (UTC) a standby has to have replayed before the day is read.
     pub standby_grace: TimeDelta,
 }
@@ -45,6 +49,8 @@ impl PostgresOptions {
             lock_timeout: Duration::from_secs(30),
             role: None,
             primary: None,
+            relation: None,
+            database_id: None,
             standby_grace: TimeDelta::zero(),
         })
     }
@@ -92,6 +98,31 @@ fn setting(name: &str, value: &str) -> String {
     }
     let names: Vec<String> = names.iter().map(|name| literal(name)).collect();
     names.join(", ")
+}
+
+/// A name that a site gives a database cluster: letters, digits, `.`, `_` and `-`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseId(String);
+
+impl FromStr for DatabaseId {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if (1..=100).contains(&name.len()) && name.chars().all(plain) {
+            return Ok(Self(name.to_owned()));
+        }
+        let shown: String = name.chars().take(60).collect();
+        Err(Error::configuration(format!(
+            "{shown:?} cannot stand for a database cluster (database_id); use 1 to 100 letters, digits, '.', '_' and '-'"
+        )))
+    }
+}
+
+impl fmt::Display for DatabaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// A column or table name, quoted when it becomes SQL.

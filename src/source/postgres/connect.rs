@@ -7,11 +7,11 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::{PgConnection, PgDatabaseError, PgRow};
 use sqlx::{ConnectOptions, Connection, Row};
 
-use super::config::{PostgresOptions, Table};
+use super::config::{Identifier, PostgresOptions, Table};
 use super::target::Target;
 use super::tls;
 use crate::error::{Error, Result};
-use crate::position::{Position, at_page_end, parse_lsn};
+use crate::position::{Identity, Position, Relation, at_page_end, parse_lsn};
 
 /// How much longer than `statement_timeout` to wait for the server to say so.
 const GRACE: Duration = Duration::from_secs(60);
@@ -61,8 +61,30 @@ pub struct Snapshot<'a> {
     replayed: String,
     /// A time up to which a standby is known to have replayed everything.
     replayed_until: Option<DateTime<Utc>>,
-    /// The function that tells the cluster's identifier may be called.
-    may_identify: bool,
+    rights: Rights,
+}
+
+/// Which functions that tell what identifies a server may be called: some providers do not let everybody ask.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rights {
+    system: bool,
+    checkpoint: bool,
+    log_file: bool,
+}
+
+impl Rights {
+    const SQL: &str = "has_function_privilege('pg_control_system()', 'EXECUTE')::text,
+         has_function_privilege('pg_control_checkpoint()', 'EXECUTE')::text,
+         has_function_privilege('pg_walfile_name(pg_lsn)', 'EXECUTE')::text";
+
+    /// From the columns of [`Self::SQL`], of which the first is this one.
+    fn of(rows: &[PgRow], column: usize) -> Result<Self> {
+        Ok(Self {
+            system: is_true(rows, column)?,
+            checkpoint: is_true(rows, column + 1)?,
+            log_file: is_true(rows, column + 2)?,
+        })
+    }
 }
 
 /// When the last transaction that a standby has replayed was committed. What its receiver says of the primary is no help when
@@ -85,7 +107,7 @@ impl<'a> Snapshot<'a> {
             standby: false,
             replayed: String::new(),
             replayed_until: None,
-            may_identify: false,
+            rights: Rights::default(),
         };
         let name = table.map_or_else(|| "NULL".to_owned(), Table::literal);
         // Only what can be locked by a user who may read it: a view or foreign table cannot, nor can a table of
@@ -95,14 +117,18 @@ impl<'a> Snapshot<'a> {
                     (current_setting('server_encoding') = 'SQL_ASCII')::text,
                     (SELECT relkind IN ('r', 'p') AND has_table_privilege(oid, 'SELECT')
                      FROM pg_class WHERE oid = to_regclass({name}))::text,
-                    has_function_privilege('pg_control_system()', 'EXECUTE')::text"
+                    coalesce(row_security_active(to_regclass({name})), false)::text, {}",
+            Rights::SQL
         );
         let rows = snapshot
             .session
             .query_as(options, "looking at the server", &sql)
             .await?;
         let is = |column| is_true(&rows, column);
-        snapshot.may_identify = is(3)?;
+        if let Some(table) = table.filter(|_| is(3).unwrap_or_default()) {
+            return Err(hidden_rows(options, table));
+        }
+        snapshot.rights = Rights::of(&rows, 4)?;
 
         // One message, so that a pooler lets all of it run on one server: how far its log was replayed has to be
         // known before the snapshot, and is of no use about another server.
@@ -112,6 +138,7 @@ impl<'a> Snapshot<'a> {
              COMMIT;
              BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
              {session}
+             {ALL_ROWS}
              SET LOCAL statement_timeout = {};
              SET LOCAL lock_timeout = {};",
             milliseconds(options.statement_timeout),
@@ -182,12 +209,11 @@ impl<'a> Snapshot<'a> {
 
     /// Where in the database's history the snapshot was taken.
     pub async fn position(&mut self) -> Result<Position> {
-        let sql = format!(
-            "SELECT {IDENTITY}, pg_is_in_recovery()::text, pg_current_snapshot()::text, {END_OF_LOG}::text",
-            IDENTITY = identity(self.may_identify)
-        );
+        let identity = identity(self.options, self.rights);
+        let sql =
+            format!("SELECT pg_is_in_recovery()::text, pg_current_snapshot()::text, {END_OF_LOG}::text, {identity}");
         let rows = self.query("asking for the snapshot's position", &sql).await?;
-        if is_true(&rows, 1)? != self.standby {
+        if is_true(&rows, 0)? != self.standby {
             return Err(Error::Database {
                 message: format!(
                     "{} was promoted while it was being read; try again",
@@ -197,8 +223,9 @@ impl<'a> Snapshot<'a> {
                 retryable: true,
             });
         }
-        let (before, after) = (lsn(&self.replayed)?, lsn(&said(&rows, 3)?)?);
-        Position::new(said(&rows, 0)?, self.standby, &said(&rows, 2)?, before, after)
+        let (before, after) = (lsn(&self.replayed)?, lsn(&said(&rows, 2)?)?);
+        let identity = identified(self.options, &rows, 3)?;
+        Position::new(identity, self.standby, &said(&rows, 1)?, before, after)
     }
 
     pub async fn query(&mut self, doing: &str, sql: &str) -> Result<Vec<PgRow>> {
@@ -297,15 +324,107 @@ async fn in_time<T>(options: &PostgresOptions, doing: &str, work: impl Future<Ou
     })
 }
 
-/// What identifies the database, whatever its name and address: the cluster's system identifier, and the
-/// database's oid. Some providers do not let everybody ask for the first.
-pub fn identity(may_identify: bool) -> &'static str {
-    if may_identify {
-        "(SELECT system_identifier FROM pg_control_system()) || '/' ||
-         (SELECT oid FROM pg_database WHERE datname = current_database())"
+/// A policy that would hide rows is an error of the server's, in whatever is asked after this.
+pub const ALL_ROWS: &str = "SET LOCAL row_security = off;";
+
+/// Rows that a policy hides would be missing in the file, and the count of the others would not show it.
+pub fn hidden_rows(options: &PostgresOptions, table: &Table) -> Error {
+    Error::configuration(format!(
+        "row-level security hides rows of {} from user {:?} at {}, so a day could not be seen whole; connect as the table's owner or \
+         as a role with BYPASSRLS",
+        table.shown(),
+        options.role.as_ref().map_or(options.target.user(), Identifier::as_str),
+        options.target.server()
+    ))
+}
+
+/// Columns that identify the table that is read: the cluster's system identifier, the database's oid, the timeline, the
+/// table's oid and its name.
+fn identity(options: &PostgresOptions, rights: Rights) -> String {
+    let system = if rights.system {
+        "(SELECT system_identifier::text FROM pg_control_system())"
     } else {
-        "'-/' || (SELECT oid FROM pg_database WHERE datname = current_database())"
+        "NULL::text"
+    };
+    let checkpoint = if rights.checkpoint {
+        "(SELECT timeline_id FROM pg_control_checkpoint())"
+    } else {
+        "NULL::int"
+    };
+    // What a checkpoint says is late after a promotion. A standby has no more to say than its receiver, if that may be seen.
+    let primary = if rights.log_file {
+        "('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
+    } else {
+        checkpoint
+    };
+    let table = format!("to_regclass({})", options.table.literal());
+    format!(
+        "{system}, (SELECT oid::text FROM pg_database WHERE datname = current_database()),
+         (CASE WHEN pg_is_in_recovery() THEN greatest({checkpoint}, (SELECT received_tli FROM pg_stat_wal_receiver))
+               ELSE {primary} END)::text,
+         {table}::oid::text,
+         (SELECT nspname || '.' || relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = {table})"
+    )
+}
+
+/// What the table that these options name is.
+pub async fn identify(session: &mut Session<'_>, options: &PostgresOptions) -> Result<Identity> {
+    let rights = format!("SELECT {}", Rights::SQL);
+    let rights = session.query_as(options, "looking at the server", &rights).await?;
+    let sql = format!("SELECT {}", identity(options, Rights::of(&rights, 0)?));
+    let found = session.query_as(options, "identifying the database", &sql).await?;
+    identified(options, &found, 0)
+}
+
+/// From the columns of [`identity`], of which the first is this one.
+///
+/// # Errors
+/// [`Error::Configuration`] when the server does not say which it is, and nothing stands for it.
+fn identified(options: &PostgresOptions, rows: &[PgRow], column: usize) -> Result<Identity> {
+    let first = rows
+        .first()
+        .ok_or_else(|| Error::internal("the database left an answer out"))?;
+    let given = |number: usize| text(first, column + number);
+    let timeline = given(2)?.and_then(|timeline| timeline.parse().ok());
+    let system = match (given(0)?, timeline, &options.database_id) {
+        (Some(system), Some(_), _) => system,
+        (_, _, Some(name)) => format!("name:{name}"),
+        (system, ..) => return Err(unidentified(options, system.is_none())),
+    };
+    let relation = match (given(3)?.and_then(|oid| oid.parse().ok()), given(4)?) {
+        (Some(oid), Some(name)) => Some(Relation { oid, name }),
+        _ => None,
+    };
+    let oid = relation.as_ref().map(|relation| relation.oid);
+    if options.relation.is_some() && options.relation != oid {
+        return Err(Error::configuration(format!(
+            "{} finds another table by the name {} than the site itself does (oid {}, not {}); is there a search_path, a role or a \
+             temporary table that only one of the two connections has?",
+            options.target.server(),
+            options.table.shown(),
+            oid.map_or_else(|| "none".to_owned(), |oid| oid.to_string()),
+            options.relation.unwrap_or_default()
+        )));
     }
+    Ok(Identity {
+        database: format!("{system}/{}", said(rows, column + 1)?),
+        timeline,
+        relation,
+    })
+}
+
+fn unidentified(options: &PostgresOptions, system: bool) -> Error {
+    let function = if system {
+        "pg_control_system()"
+    } else {
+        "pg_control_checkpoint()"
+    };
+    let user = options.role.as_ref().map_or(options.target.user(), Identifier::as_str);
+    Error::configuration(format!(
+        "{} does not tell user {user:?} which cluster it is, so its rows cannot be told from another's: GRANT EXECUTE ON FUNCTION {function} \
+         TO {user}; where the provider does not allow that, name the database yourself (database_id, in Django DATABASE_ID)",
+        options.target.server()
+    ))
 }
 
 pub fn milliseconds(time: Duration) -> u128 {

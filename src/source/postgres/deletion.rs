@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 
-use super::connect::{LOCKING, Session, identity, is_true, milliseconds, said};
+use super::connect::{ALL_ROWS, LOCKING, Session, hidden_rows, identify, is_true, milliseconds};
 use super::copy::Decoder;
 use super::{Dates, PostgresSource, date_type, number, unique_ids};
 use crate::error::{Error, Result};
 use crate::keys::Day;
+use crate::position::Identity;
 use crate::source::BadRows;
 use crate::steps::{Step, reached};
 
@@ -17,8 +18,8 @@ use crate::steps::{Step, reached};
 pub struct Deleter<'a> {
     source: &'a PostgresSource,
     session: Session<'a>,
-    /// The cluster's system identifier and the database's oid.
-    pub database: String,
+    /// The table that rows are deleted from.
+    pub identity: Identity,
     begin: String,
     dates: Dates,
 }
@@ -49,9 +50,12 @@ impl<'a> Deleter<'a> {
             .query_as(
                 options,
                 "looking at the server",
-                "SELECT pg_is_in_recovery()::text, (current_setting('default_transaction_read_only') = 'on')::text,
-                        has_function_privilege('pg_control_system()', 'EXECUTE')::text,
-                        (current_setting('server_encoding') = 'SQL_ASCII')::text",
+                &format!(
+                    "SELECT pg_is_in_recovery()::text, (current_setting('default_transaction_read_only') = 'on')::text,
+                            coalesce(row_security_active(to_regclass({})), false)::text,
+                            (current_setting('server_encoding') = 'SQL_ASCII')::text",
+                    options.table.literal()
+                ),
             )
             .await?;
         let server = options.target.server();
@@ -65,9 +69,13 @@ impl<'a> Deleter<'a> {
                 "{server} allows this user only to read (default_transaction_read_only); name a database that can be written"
             )));
         }
+        if is_true(&rows, 2)? {
+            return Err(hidden_rows(options, &options.table));
+        }
         let mut begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;
              {session}
+             {ALL_ROWS}
              SET LOCAL statement_timeout = {0};
              SET LOCAL lock_timeout = {1};
              SET LOCAL idle_in_transaction_session_timeout = {0};",
@@ -78,8 +86,7 @@ impl<'a> Deleter<'a> {
         if is_true(&rows, 3)? {
             begin += "SET LOCAL client_encoding = 'SQL_ASCII';";
         }
-        let sql = format!("SELECT {}", identity(is_true(&rows, 2)?));
-        let database = said(&session.query_as(options, "identifying the database", &sql).await?, 0)?;
+        let identity = identify(&mut session, options).await?;
         let of_date = date_type(options);
         let dates = session.query_as(options, "looking at the date", &of_date).await?;
         let dates = if is_true(&dates, 0)? { Dates::Times } else { Dates::Days };
@@ -95,7 +102,7 @@ impl<'a> Deleter<'a> {
         Ok(Self {
             source,
             session,
-            database,
+            identity,
             begin,
             dates,
         })
@@ -182,6 +189,6 @@ impl<'a> Deleter<'a> {
 
 impl std::fmt::Debug for Deleter<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Deleter").field("database", &self.database).finish()
+        f.debug_struct("Deleter").field("identity", &self.identity).finish()
     }
 }

@@ -16,13 +16,14 @@ use sqlx::postgres::PgRow;
 
 pub use config::PostgresOptions;
 use config::{Identifier, SlugTable, Table};
-use connect::{Snapshot, is_true, text};
+use connect::{Session, Snapshot, identify, is_true, text};
 use copy::{Decoder, Layout};
 pub use target::Target;
 
 use super::{BadRows, LeftRow, Sink, Slugs, Source, Summary};
 use crate::error::{Error, Result};
 use crate::keys::Day;
+use crate::position::Identity;
 use crate::rows::repeated_id;
 use crate::runtime::{Cancel, block_on};
 use crate::schema;
@@ -49,6 +50,16 @@ impl PostgresSource {
     /// The user and server, for messages.
     pub fn server(&self) -> String {
         self.options.target.server()
+    }
+
+    /// Which table this is, whatever its name and address.
+    pub fn identity(&self, cancel: &Cancel) -> Result<Identity> {
+        block_on(cancel, async {
+            let mut session = Session::connect(&self.options).await?;
+            let identity = identify(&mut session, &self.options).await?;
+            session.close().await;
+            Ok(identity)
+        })
     }
 
     /// The projects' slugs of each organization, by its slug.
