@@ -4,19 +4,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
+use chrono::{DateTime, SecondsFormat, Utc};
 
+use crate::deleted;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
-use crate::merge::differs;
-use crate::publish::heeds_conditions;
+use crate::merge::{check_newer, differs};
+use crate::position::Position;
+use crate::publish::{heeds_conditions, interrupted_publish, publish};
+use crate::remaining::Remaining;
 use crate::rows::{Match, RowIndex, RowIndexBuilder};
 use crate::runtime::{Cancel, block_on};
+use crate::schema::meta;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::deletion::{Deleter, Limits};
+use crate::stamp::stamp;
 use crate::steps::{Step, reached};
-use crate::store::{Got, IfVersion, Kind, Part, Store};
+use crate::store::{Got, IfVersion, Kind, Part, Store, Write};
 use crate::stored::{StoredDay, id_column};
 use crate::verify::{Differences, compare, verify};
+use crate::writer::FileFacts;
 
 /// How often rows that somebody else had locked are tried again, and the pause before.
 const PASSES: u32 = 3;
@@ -24,6 +31,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often it is made sure that the file is still the one that was verified.
 const RECHECK: Duration = Duration::from_secs(1);
+
+/// How many earlier versions of the same rows a file names.
+const REMEMBERED_VERSIONS: usize = 16;
 
 /// How long replicas are waited for.
 const REPLICA_PATIENCE: Duration = Duration::from_secs(600);
@@ -118,21 +128,27 @@ pub fn delete(
         reached(day, Step::DeleteVerifying);
         let stored = verify(store, &options.prefix, day, cancel)?.stored;
         check_version(store, &stored, options)?;
+        check_whole(&stored)?;
         let mut deletion = Deletion {
             source,
             store,
-            stored: &stored,
+            index: index(&stored, cancel)?,
+            stored,
             options,
             progress,
             cancel,
-            index: index(&stored, cancel)?,
             deleted: 0,
             batches: 0,
             begun,
             checked: begun,
         };
         let rest = deletion.run().map_err(|error| deletion.so_far(error))?;
-        let Deletion { deleted, batches, .. } = deletion;
+        let Deletion {
+            deleted,
+            batches,
+            stored,
+            ..
+        } = deletion;
         log::info!(
             "{day}: {deleted} rows deleted; {} changed, {} late and {} locked ones kept",
             rest.changed.len(),
@@ -181,7 +197,8 @@ fn check_store(store: &Store, options: &DeleteOptions, cancel: &Cancel) -> Resul
 /// The version that was read back has to be the one that others have verified, and to tell its hash.
 fn check_version(store: &Store, stored: &StoredDay, options: &DeleteOptions) -> Result<()> {
     let url = store.url_of(&stored.key);
-    if let Some(etag) = options.etag.as_ref().filter(|etag| **etag != stored.etag) {
+    let known = |etag: &&String| **etag == stored.etag || stored.same_rows_as.contains(etag);
+    if let Some(etag) = options.etag.as_ref().filter(|etag| !known(etag)) {
         return Err(Error::refused(format!(
             "the version {etag} of {url} was verified, but now it is {}; verify it again",
             stored.etag
@@ -197,6 +214,18 @@ fn check_version(store: &Store, stored: &StoredDay, options: &DeleteOptions) -> 
     Ok(())
 }
 
+/// Rows that came after the snapshot are not in the file of a day that was still open then.
+fn check_whole(stored: &StoredDay) -> Result<()> {
+    match stored.snapshot_time {
+        Some(time) if time < stored.day.end() => Err(Error::refused(format!(
+            "{} was exported at {}, before the day was over; export it again",
+            stored.key,
+            time.to_rfc3339_opts(SecondsFormat::Secs, true)
+        ))),
+        _ => Ok(()),
+    }
+}
+
 fn index(stored: &StoredDay, cancel: &Cancel) -> Result<RowIndex> {
     let mut index = RowIndexBuilder::default();
     for batch in stored.batches() {
@@ -209,7 +238,8 @@ fn index(stored: &StoredDay, cancel: &Cancel) -> Result<RowIndex> {
 struct Deletion<'a> {
     source: &'a PostgresSource,
     store: &'a Store,
-    stored: &'a StoredDay,
+    /// The file as it is now, with what it says of the deletion.
+    stored: StoredDay,
     options: &'a DeleteOptions,
     progress: &'a DeleteProgress,
     cancel: &'a Cancel,
@@ -226,6 +256,10 @@ impl Deletion<'_> {
         let source = self.source;
         let mut deleter = block_on(self.cancel, Deleter::connect(source, &self.options.limits))?;
         self.check_table(&deleter)?;
+        let begun = block_on(self.cancel, deleter.has_rows(self.stored.day))?;
+        if begun {
+            self.begin()?;
+        }
         self.progress.total.store(self.index.len() as u64, Ordering::Relaxed);
         let ids: Vec<i64> = self.index.ids().collect();
         self.pass(&mut deleter, &ids)?;
@@ -238,6 +272,9 @@ impl Deletion<'_> {
             let busy = std::mem::take(&mut rest.unchanged);
             self.pass(&mut deleter, &busy)?;
             rest = self.report()?;
+        }
+        if begun || matches!(self.stored.remaining, Some(Remaining::Unknown | Remaining::AtMost(_))) {
+            self.end(&rest)?;
         }
         block_on(self.cancel, async {
             deleter.close().await;
@@ -255,7 +292,7 @@ impl Deletion<'_> {
                 Error::refused(format!(
                     "{} {}; if it was moved, upgraded, promoted or restored on purpose, pass accept_moved_database=True",
                     self.source.server(),
-                    differs(other, Some(&deleter.identity), self.stored, from)
+                    differs(other, Some(&deleter.identity), &self.stored, from)
                 ))
             }),
             None => Err(Error::refused(format!(
@@ -265,6 +302,72 @@ impl Deletion<'_> {
                 self.source.server()
             ))),
         }
+    }
+
+    /// Before the first row goes: the store knows that rows of this day are going, and the file until when its rows were seen
+    /// in the database. Whoever has seen less, such as a standby that lags, cannot write over it from then on.
+    fn begin(&mut self) -> Result<()> {
+        let (position, time) = self.source.position(self.cancel)?;
+        let accept_moved = self.options.accept_moved_database;
+        check_newer(&self.stored, &self.source.shown(), Some(&position), accept_moved)?;
+        let tally = self.stored.recorded.clone().unwrap_or_default();
+        let prefix = &self.options.prefix;
+        block_on(self.cancel, deleted::add(self.store, prefix, self.stored.day, &tally))?;
+        let remaining = Remaining::begun(self.stored.remaining.as_ref());
+        self.stamp(position, time, remaining)
+    }
+
+    /// After the last row has gone: the file says which rows the database still has.
+    fn end(&mut self, rest: &Differences) -> Result<()> {
+        let Some(position) = rest.position.clone() else {
+            return Err(Error::internal("the database does not say where in its history it is"));
+        };
+        let mut ids: Vec<i64> = rest.changed.iter().chain(&rest.unchanged).copied().collect();
+        ids.sort_unstable();
+        let before = self.stored.remaining.as_ref().unwrap_or(&Remaining::Unknown);
+        let remaining = before.ended(ids.into_iter());
+        self.stamp(position, rest.snapshot_time, remaining)
+    }
+
+    /// Writes the file anew, with the same rows, over the version that was verified, and reads it back.
+    fn stamp(&mut self, position: Position, snapshot_time: DateTime<Utc>, remaining: Remaining) -> Result<()> {
+        reached(self.stored.day, Step::DeleteStamping);
+        let run_id = uuid::Uuid::new_v4().to_string();
+        let facts = FileFacts {
+            day: self.stored.day,
+            source: self.source.shown(),
+            run_id: run_id.clone(),
+            snapshot_time,
+            position: Some(position),
+            remaining: Some(remaining),
+            same_rows_as: self.earlier(),
+        };
+        let (spool, file) = stamp(&self.stored, &facts, None)?;
+        let about = [
+            (meta::ROWS, file.tally.rows.to_string()),
+            (meta::SHA256, file.sha256.clone()),
+        ];
+        let (key, over) = (self.stored.key.clone(), Write::Replace(self.stored.etag.clone()));
+        let written = publish(self.store, &key, spool.into_bytes()?, over, &run_id, &about);
+        let etag =
+            block_on(self.cancel, written).map_err(|error| interrupted_publish(self.store, &key, &run_id, error))?;
+        let found = verify(self.store, &self.options.prefix, self.stored.day, self.cancel)?.stored;
+        if found.etag != etag || found.sha256 != file.sha256 {
+            return Err(Error::Conflict {
+                message: format!("{key} was written by somebody else during the deletion; run it again"),
+                key,
+            });
+        }
+        self.stored = found;
+        self.checked = Instant::now();
+        Ok(())
+    }
+
+    /// The version that is about to be written over, and those before it: whoever has verified one of them knows these rows.
+    fn earlier(&self) -> Vec<String> {
+        let mut etags = self.stored.same_rows_as.clone();
+        etags.push(self.stored.etag.clone());
+        etags.split_off(etags.len().saturating_sub(REMEMBERED_VERSIONS))
     }
 
     fn pass(&mut self, deleter: &mut Deleter<'_>, ids: &[i64]) -> Result<()> {
@@ -289,7 +392,7 @@ impl Deletion<'_> {
     /// What the database has of the day now.
     fn report(&self) -> Result<Differences> {
         reached(self.stored.day, Step::DeleteReporting);
-        compare(self.stored, &mut self.source.clone(), self.cancel)
+        compare(&self.stored, &mut self.source.clone(), self.cancel)
     }
 
     /// Sleeps until no more than the allowed rows a second were deleted.

@@ -103,6 +103,7 @@ impl Source for Nothing<'_> {
             counted: None,
             earlier_rows: Some(true),
             left: Vec::new(),
+            moved: Vec::new(),
             slugs: None,
         })
     }

@@ -94,6 +94,10 @@ pub enum Error {
     #[error("{message}")]
     NotStored { key: String, message: String },
 
+    /// A day's file is gone, and rows that it held are in the database no more.
+    #[error("{message}")]
+    Lost { key: String, message: String },
+
     /// What was read back from the store is not what was written, or not what the database counted.
     #[error("{message}")]
     Mismatch { key: String, message: String },
@@ -203,6 +207,7 @@ impl Error {
             | Self::Conflict { key, .. }
             | Self::CorruptFile { key, .. }
             | Self::NotStored { key, .. }
+            | Self::Lost { key, .. }
             | Self::Mismatch { key, .. }
             | Self::CommitStateUnknown { key, .. } => Some(key),
             _ => None,

@@ -2,6 +2,7 @@
 //! then the copies.
 
 mod options;
+mod reconcile;
 mod write;
 
 use std::time::Duration;
@@ -11,22 +12,23 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use crate::copies::CopyFile;
-pub use options::{ExportOptions, Exported, Outcome, Planned, Progress};
+pub use options::{ExportOptions, Exported, OnConflict, Outcome, Planned, Progress};
+use reconcile::{Rows, Stored};
 use write::Finished;
 
+use crate::deleted;
 use crate::erased;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Scope};
-use crate::merge::{Merged, check_newer, merge, without};
-use crate::position::Position;
+use crate::merge::{Conflict, without, without_ids};
 use crate::publish::{check_size, interrupted_publish, publish};
-use crate::rows::{RowIndex, RowIndexBuilder, check_ids};
+use crate::rows::{RowIndexBuilder, check_ids};
 use crate::runtime::{Cancel, block_on};
 use crate::schema::meta;
 use crate::sort::Sorter;
 use crate::source::{Source, Summary};
 use crate::steps::{Step, reached};
-use crate::store::{Got, IfVersion, Part, Store, Write};
+use crate::store::{Store, Write};
 use crate::stored::{StoredDay, id_column};
 use crate::tally::Tally;
 use crate::writer::Written;
@@ -65,6 +67,7 @@ pub fn export(
         cancel,
         first_read: None,
         erased: erased::Ids::default(),
+        left_out: Vec::new(),
     }
     .run()
     .map_err(|error| error.on_day(day))
@@ -97,6 +100,8 @@ struct Export<'a> {
     first_read: Option<u64>,
     /// Projects whose rows are not stored.
     erased: erased::Ids,
+    /// Rows that stay in the source, because the stored rows with their ids may be others; ascending.
+    left_out: Vec<Conflict>,
 }
 
 impl Export<'_> {
@@ -149,14 +154,18 @@ impl Export<'_> {
         reached(self.day, Step::ReadingStored);
         let stored = self.stored(key)?;
         reached(self.day, Step::ReadingDatabase);
-        let (mut sorter, rows, summary) = self.read(&stored)?;
+        let (mut sorter, rows, mut summary) = self.read(&stored)?;
         let merged = self.merge(&stored, rows, &summary, &mut sorter)?;
+        if !merged.conflicts.is_empty() {
+            self.leave_out(key, &merged.conflicts)?;
+            return self.attempt(key);
+        }
         self.check_empty(&stored, &sorter, &summary)?;
 
         reached(self.day, Step::WritingFile);
         let run_id = uuid::Uuid::new_v4().to_string();
         let only_if_changed = match &stored {
-            Stored::Day(day) if !self.replaces() && merged.added == 0 && merged.changed == 0 => Some(day.as_ref()),
+            Stored::Day(day, _) if !self.replaces() && merged.added == 0 && merged.changed == 0 => Some(day.as_ref()),
             _ => None,
         };
         let expected = summary
@@ -169,11 +178,11 @@ impl Export<'_> {
             mut file,
             unchanged,
             copies,
-        } = self.write(sorter, &summary, &run_id, only_if_changed, expected.as_ref())?;
+        } = self.write(sorter, &summary, &merged, &run_id, only_if_changed, expected.as_ref())?;
 
         let mut exported_run = run_id.clone();
         // The file says from now on that its rows were seen again, so that nobody who has seen less writes over it.
-        let says_so = |day: &&StoredDay| newest(day.position.as_ref(), summary.position.as_ref());
+        let says_so = |day: &&StoredDay| day.says(summary.position.as_ref(), merged.remaining.as_ref());
         let (outcome, etag) = if let Some(day) = unchanged.filter(says_so) {
             reached(self.day, Step::Verifying);
             day.verify(self.store, Some(&file.tally), self.cancel)?;
@@ -185,9 +194,9 @@ impl Export<'_> {
             let (outcome, write) = match &stored {
                 Stored::Nothing => (Outcome::Created, Write::Create),
                 Stored::Unreadable(etag) => (Outcome::Replaced, Write::Replace(etag.clone())),
-                Stored::Day(day) if unchanged.is_some() => (Outcome::Unchanged, Write::Replace(day.etag.clone())),
-                Stored::Day(day) if self.replaces() => (Outcome::Replaced, Write::Replace(day.etag.clone())),
-                Stored::Day(day) => (Outcome::Merged, Write::Replace(day.etag.clone())),
+                Stored::Day(day, _) if unchanged.is_some() => (Outcome::Unchanged, Write::Replace(day.etag.clone())),
+                Stored::Day(day, _) if self.replaces() => (Outcome::Replaced, Write::Replace(day.etag.clone())),
+                Stored::Day(day, _) => (Outcome::Merged, Write::Replace(day.etag.clone())),
             };
             drop(stored);
             reached(self.day, Step::Publishing);
@@ -203,6 +212,9 @@ impl Export<'_> {
             (outcome, etag)
         };
         reached(self.day, Step::Verified);
+        if self.options.discard_stored {
+            block_on(self.cancel, deleted::remove(self.store, &self.options.prefix, self.day))?;
+        }
         let url = self.store.url_of(key);
         log::info!(
             "{}: {outcome}, {} rows, {} bytes in {url}",
@@ -210,6 +222,7 @@ impl Export<'_> {
             file.tally.rows,
             file.bytes
         );
+        summary.left.extend(self.left_out.iter().map(Conflict::left));
         if !summary.left.is_empty() {
             log::warn!(
                 "{}: {} rows cannot be exported and were left",
@@ -242,25 +255,6 @@ impl Export<'_> {
         self.options.replace || self.options.discard_stored
     }
 
-    /// The day's file as it is now.
-    fn stored(&self, key: &str) -> Result<Stored> {
-        match block_on(self.cancel, StoredDay::read(self.store, key, self.day)) {
-            Ok(None) => Ok(Stored::Nothing),
-            Ok(Some(day)) => Ok(Stored::Day(Box::new(day))),
-            Err(error @ (Error::CorruptFile { .. } | Error::Mismatch { .. })) if self.options.discard_stored => {
-                log::warn!(
-                    "{}: the stored file is dropped although it cannot be read: {error}",
-                    self.day
-                );
-                match block_on(self.cancel, self.store.get(key, Part::Tail(1), IfVersion::Any))? {
-                    Got::Found(found) => Ok(Stored::Unreadable(found.etag)),
-                    _ => Ok(Stored::Nothing),
-                }
-            }
-            Err(error) => Err(error),
-        }
-    }
-
     /// Reads the source's rows into a sorter, and indexes them when they are to be merged.
     fn read(&mut self, stored: &Stored) -> Result<(Sorter, Rows, Summary)> {
         if self.progress.wants_total
@@ -269,11 +263,14 @@ impl Export<'_> {
             self.progress.expect(total);
         }
         let mut sorter = Sorter::new(self.day, self.options.sort.clone());
-        let mut index = matches!(stored, Stored::Day(_)).then(RowIndexBuilder::default);
+        let mut index = matches!(stored, Stored::Day(..)).then(RowIndexBuilder::default);
         let mut ids = Vec::new();
+        let left_out: Vec<i64> = self.left_out.iter().map(|row| row.id).collect();
+        self.source.leave_out(&left_out);
+        self.source.expect(stored.ids());
         let (progress, erased) = (self.progress, &self.erased);
         let mut sink = |batch: RecordBatch| {
-            let batch = without(batch, erased)?;
+            let batch = without_ids(without(batch, erased)?, &left_out)?;
             match &mut index {
                 Some(index) => index.push(&batch)?,
                 None => ids.extend(id_column(&batch)?),
@@ -314,53 +311,6 @@ impl Export<'_> {
             }
         };
         Ok((sorter, rows, summary))
-    }
-
-    /// Adds the stored rows that the source does not have, or refuses to drop them.
-    fn merge(&self, stored: &Stored, rows: Rows, summary: &Summary, sorter: &mut Sorter) -> Result<Merged> {
-        let (stored, source) = match (stored, rows) {
-            (Stored::Day(stored), Rows::Indexed(source)) => (stored, source),
-            (_, Rows::Indexed(source)) => return Ok(Merged::all(source.len() as u64)),
-            (_, Rows::Unindexed(rows)) => return Ok(Merged::all(rows)),
-        };
-        // Rows that are dropped on purpose may come from anywhere, but for another table that says which it is.
-        if !self.options.discard_stored || summary.position.is_some() {
-            let accept_moved = self.options.accept_moved_database;
-            check_newer(stored, &summary.source, summary.position.as_ref(), accept_moved)?;
-        }
-        if self.options.discard_stored {
-            return Ok(Merged::all(source.len() as u64));
-        }
-        if !self.options.replace {
-            return merge(stored, &source, &self.erased, |kept| sorter.push(kept), self.cancel);
-        }
-        let merged = merge(stored, &source, &self.erased, |_| Ok(()), self.cancel)?;
-        match merged.kept.rows {
-            0 => Ok(merged),
-            lacking => Err(Error::invalid(format!(
-                "{} holds {lacking} rows that the source no longer has, so it was not replaced; leave replace out to merge, \
-                 or pass discard_stored=True to drop them",
-                self.store.url_of(&stored.key)
-            ))),
-        }
-    }
-
-    /// A day without rows is recorded as empty only if the source shows that it is old enough to know.
-    fn check_empty(&self, stored: &Stored, sorter: &Sorter, summary: &Summary) -> Result<()> {
-        let known = matches!(stored, Stored::Day(_)) && !self.replaces();
-        if sorter.rows() > 0 || known || self.options.allow_empty || summary.earlier_rows == Some(true) {
-            return Ok(());
-        }
-        let why = match summary.earlier_rows {
-            Some(_) => "nor for any earlier one (is this the right database, and is the day not past its retention?)",
-            None => "and it is not known whether it has any for an earlier one",
-        };
-        Err(Error::NoRows {
-            message: format!(
-                "{} has no rows for this day, {why}, so nothing was written; pass allow_empty=True to record it as empty",
-                summary.source
-            ),
-        })
     }
 
     /// Reads the published file back and compares it with what was written and what the source counted.
@@ -412,38 +362,5 @@ impl Export<'_> {
             .filter(|file| matches!(file.scope, Scope::Project(_)))
             .count() as u64;
         Ok((projects, files.len() as u64 - projects))
-    }
-}
-
-/// Whether a stored position is as new as another one.
-fn newest(stored: Option<&Position>, seen: Option<&Position>) -> bool {
-    match (stored, seen) {
-        (Some(stored), Some(seen)) => stored.covers(seen).is_ok() && stored.identity == seen.identity,
-        (None, None) => true,
-        _ => false,
-    }
-}
-
-/// What is in the day's place before the export.
-enum Stored {
-    Nothing,
-    Day(Box<StoredDay>),
-    /// A file that is going to be dropped, by its ETag.
-    Unreadable(String),
-}
-
-/// The source's rows: by id, or only their number when there is nothing to compare them with.
-enum Rows {
-    Indexed(RowIndex),
-    Unindexed(u64),
-}
-
-impl Merged {
-    /// Nothing was stored.
-    fn all(added: u64) -> Self {
-        Self {
-            added,
-            ..Self::default()
-        }
     }
 }

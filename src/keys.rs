@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{Datelike, Days, NaiveDate, Utc};
+use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveTime, Utc};
 
 use crate::error::{Error, Result};
 
@@ -45,6 +45,11 @@ impl Day {
             .checked_add_days(Days::new(days))
             .and_then(|date| Self::new(date).ok())
             .unwrap_or(self)
+    }
+
+    /// The first moment after it (UTC).
+    pub fn end(self) -> DateTime<Utc> {
+        self.plus_days(1).0.and_time(NaiveTime::MIN).and_utc()
     }
 
     /// Days since 1970-01-01: the value of an Arrow `date32`.
@@ -178,6 +183,11 @@ impl Prefix {
     /// The key of the object on which it is tried whether the store heeds conditions.
     pub fn probe_key(&self) -> String {
         format!("{}_derived/conditional-write-probe", self.root())
+    }
+
+    /// The key of the list of days of which rows were deleted from the database.
+    pub fn deleted_key(&self) -> String {
+        format!("{}_deleted/days.json", self.root())
     }
 
     /// The key of the list of erased projects.

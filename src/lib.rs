@@ -21,11 +21,14 @@ pub mod spool;
 pub mod writer;
 
 pub mod copies;
+pub mod deleted;
 pub mod erased;
 pub mod publish;
 
 pub mod footer;
 pub mod merge;
+pub mod remaining;
+pub mod stamp;
 pub mod stored;
 
 pub mod delete;

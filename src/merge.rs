@@ -8,9 +8,11 @@ use arrow::datatypes::Int32Type;
 
 use crate::error::{Error, Result};
 use crate::position::{Identity, Position, Stale};
+use crate::remaining::Remaining;
 use crate::rows::{Match, RowIndex};
 use crate::runtime::Cancel;
 use crate::schema;
+use crate::source::LeftRow;
 use crate::stored::{StoredDay, id_column};
 use crate::tally::Tally;
 
@@ -23,17 +25,80 @@ pub struct Merged {
     pub changed: u64,
     /// What the stored rows add up to that the source does not have.
     pub kept: Tally,
+    /// Stored rows that live on another date in the source, and so in the file no more.
+    pub moved: u64,
+    /// Rows of the source whose id means another row in the store, ascending.
+    pub conflicts: Vec<Conflict>,
+    /// Which of the stored rows the database still has, once rows were deleted.
+    pub remaining: Option<Remaining>,
+}
+
+/// A row of the source that cannot be merged, because the stored row with its id may be another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conflict {
+    pub id: i64,
+    pub why: Why,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The same id, another project or path.
+    OtherPage,
+    /// The stored row was deleted from the database: this is another one with its id.
+    GivenOutAgain,
+    /// A deletion was broken off, so that it is not known whether the stored row was deleted.
+    Undecided,
+}
+
+impl Conflict {
+    /// As a row that was left in the source.
+    pub fn left(&self) -> LeftRow {
+        LeftRow {
+            id: self.id,
+            column: schema::ID,
+            reason: match self.why {
+                Why::OtherPage => "the stored row with this id has another project or path",
+                Why::GivenOutAgain => "the row with this id was exported, and deleted from the database",
+                Why::Undecided => "a deletion was broken off, and may have deleted the stored row with this id",
+            }
+            .to_owned(),
+        }
+    }
+}
+
+/// What is known about the rows that are compared.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    /// Projects whose rows are not stored any more, ascending.
+    pub erased: &'a [i32],
+    /// Ids that live on another date in the source, ascending.
+    pub moved: &'a [i64],
+    /// Which stored rows are still in the database, if any were deleted.
+    pub remaining: Option<&'a Remaining>,
+    /// A row that is known to be in the database still may have got another project or path.
+    pub corrections: bool,
+}
+
+impl Known<'_> {
+    /// Why a row of the source does not take the place of the stored row with its id, if so.
+    fn conflict(&self, id: i64, found: Match) -> Option<Why> {
+        let gone = self.remaining.map_or(Some(false), |remaining| remaining.is_gone(id));
+        match (found, gone) {
+            (Match::Absent | Match::Same(_), _) => None,
+            (_, None) => Some(Why::Undecided),
+            (_, Some(true)) => Some(Why::GivenOutAgain),
+            (Match::Changed(_), Some(false)) => None,
+            (Match::Conflict(_), Some(false)) => (!self.corrections).then_some(Why::OtherPage),
+        }
+    }
 }
 
 /// Compares the stored rows with the source's, and hands over those that only the store has, but for those of erased
-/// projects.
-///
-/// # Errors
-/// [`Error::IdConflict`] when an id means another page view in the source than in the store.
+/// projects and those that have moved to another date.
 pub fn merge(
     stored: &StoredDay,
     source: &RowIndex,
-    erased: &[i32],
+    known: &Known<'_>,
     mut keep: impl FnMut(&RecordBatch) -> Result<()>,
     cancel: &Cancel,
 ) -> Result<Merged> {
@@ -41,25 +106,20 @@ pub fn merge(
     let mut matched = 0;
     for batch in stored.batches() {
         cancel.check()?;
-        let batch = without(batch?, erased)?;
+        let batch = without(batch?, known.erased)?;
         let matches = source.matches(&batch)?;
-        for (row, found) in matches.iter().enumerate() {
-            match found {
-                Match::Absent => {}
-                Match::Same(_) => matched += 1,
-                Match::Changed(_) => {
-                    matched += 1;
-                    merged.changed += 1;
-                }
-                Match::Conflict(_) => {
-                    return Err(conflict(
-                        stored,
-                        id_column(&batch)?.get(row).copied().unwrap_or_default(),
-                    ));
-                }
-            }
+        let ids = id_column(&batch)?;
+        let mut absent = Vec::with_capacity(ids.len());
+        for (id, found) in ids.into_iter().zip(matches) {
+            let moved = found == Match::Absent && known.moved.binary_search(&id).is_ok();
+            merged.moved += u64::from(moved);
+            absent.push(Some(found == Match::Absent && !moved));
+            matched += u64::from(found != Match::Absent);
+            merged.changed += u64::from(matches!(found, Match::Changed(_) | Match::Conflict(_)));
+            let conflict = known.conflict(id, found).map(|why| Conflict { id, why });
+            merged.conflicts.extend(conflict);
         }
-        let absent: BooleanArray = matches.iter().map(|found| Some(*found == Match::Absent)).collect();
+        let absent = BooleanArray::from(absent);
         if absent.true_count() > 0 {
             let kept = filter_record_batch(&batch, &absent).map_err(|error| Error::internal(error.to_string()))?;
             merged.kept.add(&kept)?;
@@ -67,6 +127,7 @@ pub fn merge(
         }
     }
     merged.added = source.len() as u64 - matched;
+    merged.conflicts.sort_unstable_by_key(|conflict| conflict.id);
     Ok(merged)
 }
 
@@ -86,16 +147,49 @@ pub fn without(batch: RecordBatch, projects: &[i32]) -> Result<RecordBatch> {
     filter_record_batch(&batch, &BooleanArray::new(stay, None)).map_err(|error| Error::internal(error.to_string()))
 }
 
-fn conflict(stored: &StoredDay, id: i64) -> Error {
+/// Nothing is written, because of these rows.
+pub fn conflict(key: &str, conflicts: &[Conflict]) -> Error {
+    let (id, why) = conflicts
+        .first()
+        .map_or((0, Why::OtherPage), |first| (first.id, first.why));
+    let others = match conflicts.len() {
+        0 | 1 => String::new(),
+        number => format!(" (and {} others)", number - 1),
+    };
+    let (what, advice) = match why {
+        Why::OtherPage => (
+            "has another project or path in the source than in",
+            "Find out which is right: on_id_conflict=\"database\" takes the database's rows for corrections of the stored ones, \
+             discard_stored=True drops all stored rows",
+        ),
+        Why::GivenOutAgain => (
+            "has the id of a row that was deleted after its export to",
+            "Was the sequence reset? Give such rows other ids",
+        ),
+        Why::Undecided => (
+            "may be another one than the stored one, since a deletion was broken off, in",
+            "Run the deletion of this day again first",
+        ),
+    };
     Error::IdConflict {
         row_id: id,
         message: format!(
-            "the row with id {id} has another project or path in the source than in {}, so ids do not mean the same in both \
-             (was the database restored or its sequence reset?); nothing was written. Find out which of the two is right: \
-             discard_stored=True drops the stored rows",
-            stored.key
+            "the row with id {id}{others} {what} {key}, so ids do not mean the same in both (was the database restored or its \
+             sequence reset?); nothing was written. {advice}; on_id_conflict=\"leave\" leaves them in the database, and exports the others"
         ),
     }
+}
+
+/// The rows that do not have one of these ids (ascending).
+pub fn without_ids(batch: RecordBatch, ids: &[i64]) -> Result<RecordBatch> {
+    if ids.is_empty() {
+        return Ok(batch);
+    }
+    let stay: BooleanArray = id_column(&batch)?
+        .into_iter()
+        .map(|id| Some(ids.binary_search(&id).is_err()))
+        .collect();
+    filter_record_batch(&batch, &stay).map_err(|error| Error::internal(error.to_string()))
 }
 
 /// Refuses a snapshot that shows an older state than the one that is stored, and one of another table, unless the move from
@@ -140,18 +234,13 @@ pub fn differs(how: Stale, found: Option<&Identity>, stored: &StoredDay, from: &
     let shown = |identity: Option<&Identity>| identity.map_or_else(|| "none".to_owned(), ToString::to_string);
     let what = match how {
         Stale::OtherTimeline => {
-            "has another history (it was promoted, is a clone, or was restored to an earlier moment) than"
+            "has another history (it was promoted, is a clone, or was restored to an earlier moment) than the one that"
         }
-        Stale::OtherTable => "is another table than",
-        Stale::OtherDatabase | Stale::Older => "is not the database that",
-    };
-    let verb = if matches!(how, Stale::OtherDatabase | Stale::Older) {
-        ""
-    } else {
-        "the one that "
+        Stale::OtherTable => "is another table than the one that",
+        Stale::OtherDatabase | Stale::Older => "is another database, not the database that",
     };
     format!(
-        "{what} {verb}{} was exported from ({from}: {}; this is {})",
+        "{what} {} was exported from ({from}: {}; this is {})",
         stored.key,
         shown(known),
         shown(found)

@@ -118,7 +118,7 @@ impl RowIndex {
     }
 
     /// All ids, ascending.
-    pub fn ids(&self) -> impl Iterator<Item = i64> + '_ {
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = i64> + '_ {
         self.entries.iter().map(|entry| entry.id)
     }
 

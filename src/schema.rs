@@ -75,6 +75,10 @@ pub mod meta {
     pub const SNAPSHOT_TIME: &str = "parquet_analytics.snapshot_time";
     /// Where in the database's history the snapshot was taken: [`crate::position::Position`].
     pub const POSITION: &str = "parquet_analytics.position";
+    /// Which rows the database still has, once rows were deleted: [`crate::remaining::Remaining`].
+    pub const REMAINING: &str = "parquet_analytics.remaining";
+    /// ETags of earlier versions whose rows these are, between blanks: only what is said of them was written anew.
+    pub const SAME_ROWS_AS: &str = "parquet_analytics.same_rows_as";
     /// The smallest and the greatest id.
     pub const IDS: &str = "parquet_analytics.ids";
     /// Rows by HTTP status: `200:17 404:3`.

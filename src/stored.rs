@@ -7,11 +7,13 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use parquet::file::metadata::ParquetMetaData;
 
 use crate::error::{Error, Result};
 use crate::footer::{Footer, Parsed};
 use crate::keys::Day;
 use crate::position::Position;
+use crate::remaining::Remaining;
 use crate::rows::check_ids;
 use crate::runtime::Cancel;
 use crate::scan::WholeFile;
@@ -38,6 +40,10 @@ pub struct StoredDay {
     /// What the file says that its rows add up to. The writer compared it with the database's count.
     pub recorded: Option<Tally>,
     pub position: Option<Position>,
+    /// Once rows of the day were deleted from the database.
+    pub remaining: Option<Remaining>,
+    /// ETags of earlier versions with the same rows.
+    pub same_rows_as: Vec<String>,
     footer: Footer,
 }
 
@@ -78,6 +84,7 @@ impl StoredDay {
             return Err(Error::corrupt(key, format_args!("it says that it is of {other}")));
         }
         let position = pairs.get(meta::POSITION).map(|text| text.parse::<Position>());
+        let remaining = pairs.get(meta::REMAINING).map(|text| text.parse::<Remaining>());
         Ok(Some(Self {
             day,
             key: key.to_owned(),
@@ -89,9 +96,24 @@ impl StoredDay {
             snapshot_time: pairs.get(meta::SNAPSHOT_TIME).and_then(|text| text.parse().ok()),
             recorded: Tally::from_metadata(&pairs),
             position: position.transpose().map_err(|error| Error::corrupt(key, error))?,
+            remaining: remaining.transpose().map_err(|error| Error::corrupt(key, error))?,
+            same_rows_as: pairs
+                .get(meta::SAME_ROWS_AS)
+                .map(|etags| etags.split_ascii_whitespace().map(str::to_owned).collect())
+                .unwrap_or_default(),
             bytes: found.bytes,
             footer,
         }))
+    }
+
+    /// Whether the file is from as late as this in the history of the same table, and says the same of what remains there.
+    pub fn says(&self, position: Option<&Position>, remaining: Option<&Remaining>) -> bool {
+        let as_late = match (&self.position, position) {
+            (Some(stored), Some(seen)) => stored.identity == seen.identity && stored.covers(seen).is_ok(),
+            (None, None) => true,
+            _ => false,
+        };
+        as_late && self.remaining.as_ref() == remaining
     }
 
     /// All rows in file order.
@@ -99,8 +121,12 @@ impl StoredDay {
         WholeFile::new(&self.key, &self.footer, &self.bytes, BATCH_ROWS)
     }
 
-    /// Decodes everything and adds it up. No id may repeat, and every row has to be of the day.
-    pub fn decode(&self, cancel: &Cancel) -> Result<Tally> {
+    pub(crate) fn metadata(&self) -> &ParquetMetaData {
+        self.footer.metadata()
+    }
+
+    /// Decodes everything and adds it up; gives the ids too, ascending. No id may repeat, and every row has to be of the day.
+    pub fn decode(&self, cancel: &Cancel) -> Result<(Tally, Vec<i64>)> {
         let mut tally = Tally::default();
         let mut ids = Vec::new();
         for batch in self.batches() {
@@ -120,7 +146,20 @@ impl StoredDay {
             key: self.key.clone(),
             message: format!("{}: {error}", self.key),
         })?;
-        Ok(tally)
+        Ok((tally, ids))
+    }
+
+    /// What was read has to be what the file says of itself, as far as it says anything; gives the ids, ascending. Damage that
+    /// is merged would be the truth from then on.
+    ///
+    /// # Errors
+    /// [`Error::Mismatch`] that says what differs.
+    pub fn check(&self, store: &Store, cancel: &Cancel) -> Result<Vec<i64>> {
+        let (found, ids) = self.decode(cancel)?;
+        match self.recorded.as_ref().and_then(|recorded| found.difference(recorded)) {
+            None => Ok(ids),
+            Some(difference) => Err(mismatch(store, &self.key, &format!("it holds {difference}"))),
+        }
     }
 
     /// The rows that were read back have to add up to `expected`, or to what the file itself says.
@@ -128,7 +167,7 @@ impl StoredDay {
     /// # Errors
     /// [`Error::Mismatch`] that says what differs.
     pub fn verify(&self, store: &Store, expected: Option<&Tally>, cancel: &Cancel) -> Result<Tally> {
-        let found = self.decode(cancel)?;
+        let (found, _) = self.decode(cancel)?;
         let recorded = self.recorded.as_ref();
         for expected in [expected, recorded].into_iter().flatten() {
             if let Some(difference) = found.difference(expected) {

@@ -2,8 +2,11 @@
 
 use std::collections::HashSet;
 
+use chrono::{DateTime, Utc};
+
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix, Scope};
+use crate::position::Position;
 use crate::rows::{Match, RowIndexBuilder};
 use crate::runtime::{Cancel, block_on};
 use crate::source::{BadRows, LeftRow, Source};
@@ -53,6 +56,9 @@ pub struct Differences {
     pub unchanged: Vec<i64>,
     /// Rows of the source with a value that does not fit a file; those in the file count as changed as well.
     pub left: Vec<LeftRow>,
+    /// Where in its history the source was asked, if it has one.
+    pub position: Option<Position>,
+    pub snapshot_time: DateTime<Utc>,
 }
 
 /// Compares a stored day with what a source has of it now.
@@ -67,6 +73,8 @@ pub fn compare(stored: &StoredDay, source: &mut dyn Source, cancel: &Cancel) -> 
     let mut seen = vec![false; index.len()];
     let mut found = Differences {
         left: summary.left,
+        position: summary.position,
+        snapshot_time: summary.snapshot_time,
         ..Differences::default()
     };
     for batch in stored.batches() {

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::position::Position;
+use crate::remaining::Remaining;
 use crate::schema::{self, meta};
 use crate::tally::Tally;
 
@@ -46,6 +47,50 @@ pub struct FileFacts {
     pub snapshot_time: DateTime<Utc>,
     /// Of the newest snapshot in the file, where the source has positions.
     pub position: Option<Position>,
+    /// Once rows of the day were deleted from the database.
+    pub remaining: Option<Remaining>,
+    /// ETags of earlier versions with the same rows.
+    pub same_rows_as: Vec<String>,
+}
+
+impl FileFacts {
+    /// The keys of all facts.
+    pub const KEYS: [&str; 9] = [
+        meta::FORMAT,
+        meta::VERSION,
+        meta::DAY,
+        meta::SOURCE,
+        meta::RUN_ID,
+        meta::SNAPSHOT_TIME,
+        meta::POSITION,
+        meta::REMAINING,
+        meta::SAME_ROWS_AS,
+    ];
+
+    /// As metadata of the file.
+    pub fn to_metadata(&self) -> Vec<(&'static str, String)> {
+        let snapshot_time = self.snapshot_time.to_rfc3339_opts(SecondsFormat::Micros, true);
+        let position = self
+            .position
+            .as_ref()
+            .map(|position| (meta::POSITION, position.to_string()));
+        let remaining = self.remaining.as_ref().map(|ids| (meta::REMAINING, ids.to_string()));
+        let always = [
+            (meta::FORMAT, schema::FORMAT.to_string()),
+            (meta::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
+            (meta::DAY, self.day.to_string()),
+            (meta::SOURCE, self.source.clone()),
+            (meta::RUN_ID, self.run_id.clone()),
+            (meta::SNAPSHOT_TIME, snapshot_time),
+        ];
+        let same = (!self.same_rows_as.is_empty()).then(|| (meta::SAME_ROWS_AS, self.same_rows_as.join(" ")));
+        always
+            .into_iter()
+            .chain(position)
+            .chain(remaining)
+            .chain(same)
+            .collect()
+    }
 }
 
 /// What was written.
@@ -114,22 +159,7 @@ impl<W: Write + Send> DayWriter<W> {
         let options = ArrowWriterOptions::new().with_properties(properties(row_group_rows)?);
         let mut parquet =
             ArrowWriter::try_new_with_options(Hashed::new(sink), schema::pageviews(), options).map_err(failed)?;
-        let about = [
-            (meta::FORMAT, schema::FORMAT.to_string()),
-            (meta::VERSION, env!("CARGO_PKG_VERSION").to_owned()),
-            (meta::DAY, facts.day.to_string()),
-            (meta::SOURCE, facts.source.clone()),
-            (meta::RUN_ID, facts.run_id.clone()),
-            (
-                meta::SNAPSHOT_TIME,
-                facts.snapshot_time.to_rfc3339_opts(SecondsFormat::Micros, true),
-            ),
-        ];
-        let position = facts
-            .position
-            .as_ref()
-            .map(|position| (meta::POSITION, position.to_string()));
-        for (key, value) in about.into_iter().chain(position) {
+        for (key, value) in facts.to_metadata() {
             parquet.append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
         Ok(Self {
@@ -167,13 +197,13 @@ impl<W: Write + Send> DayWriter<W> {
             self.parquet
                 .append_key_value_metadata(KeyValue::new(key.to_owned(), value));
         }
-        let hashed = self.parquet.into_inner().map_err(failed)?;
+        let (sink, bytes, sha256) = self.parquet.into_inner().map_err(failed)?.finish();
         let written = Written {
             tally: self.tally,
-            bytes: hashed.bytes,
-            sha256: hex(&hashed.hash.finalize()),
+            bytes,
+            sha256,
         };
-        Ok((hashed.sink, written))
+        Ok((sink, written))
     }
 }
 
@@ -203,19 +233,24 @@ fn failed(error: parquet::errors::ParquetError) -> Error {
 }
 
 /// Counts and hashes what passes through.
-struct Hashed<W> {
+pub(crate) struct Hashed<W> {
     sink: W,
     hash: Sha256,
     bytes: u64,
 }
 
 impl<W> Hashed<W> {
-    fn new(sink: W) -> Self {
+    pub(crate) fn new(sink: W) -> Self {
         Self {
             sink,
             hash: Sha256::new(),
             bytes: 0,
         }
+    }
+
+    /// What was written to, how many bytes and their SHA-256.
+    pub(crate) fn finish(self) -> (W, u64, String) {
+        (self.sink, self.bytes, hex(&self.hash.finalize()))
     }
 }
 

@@ -50,7 +50,9 @@ def test_exported_rows_go_and_late_and_changed_ones_stay_until_they_are_merged(p
         "changed_ids": [1],
         "late_ids": [9],
     }
-    assert (result["date"], result["key"], result["etag"]) == ("2026-07-01", KEY, exported["etag"])
+    assert (result["date"], result["key"], result["etag"]) == ("2026-07-01", KEY, exporter.verify(DAY)["etag"])
+    # The same rows, which were verified: the deletion goes on.
+    assert exporter.delete_exported_pageviews(DAY, verification=exported)["deleted"] == 0
     assert left(filled) == [1, 4, 9]  # and the other day's row
     merged = exporter.export_daily_pageviews(DAY)
     assert (merged["added"], merged["changed"], merged["kept"]) == (1, 1, 2)

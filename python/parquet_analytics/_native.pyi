@@ -62,6 +62,7 @@ def export_day(
     allow_empty: bool,
     allow_open_day: bool,
     leave_bad_rows: bool,
+    on_id_conflict: str,
     accept_moved_database: bool,
     progress: Callable[[int, int | None], object] | None,
     count_first: bool,

@@ -14,6 +14,7 @@ __all__ = [
     "DatabaseError",
     "DayHasNoRows",
     "DayIsTaken",
+    "DayLost",
     "DayNotStored",
     "DeletionRefused",
     "IdConflict",
@@ -136,6 +137,10 @@ class DayNotStored(StoreError):
 
 class VerificationFailed(StoreError):
     """What was read back from the store is not what was written, or not what the database counted."""
+
+
+class DayLost(VerificationFailed):
+    """The file of ``day`` is gone, and rows that it held are in the database no more."""
 
 
 class DeletionRefused(ParquetAnalyticsError):

@@ -95,6 +95,7 @@ class ParquetAnalyticsExporter:
         allow_empty: bool = False,
         allow_open_day: bool = False,
         on_bad_row: Literal["fail", "leave"] = "fail",
+        on_id_conflict: Literal["fail", "leave", "database"] = "fail",
         accept_moved_database: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
@@ -134,6 +135,8 @@ class ParquetAnalyticsExporter:
         """
         if on_bad_row not in ("fail", "leave"):
             raise InvalidInput(f"on_bad_row is {on_bad_row!r:.80}; pass 'fail' or 'leave'")
+        if on_id_conflict not in ("fail", "leave", "database"):
+            raise InvalidInput(f"on_id_conflict is {on_id_conflict!r:.80}; pass 'fail', 'leave' or 'database'")
         day = _target(target_date)
         source = source_of(self._source, day)
         organizations = _organizations(per_organization, source)
@@ -151,6 +154,7 @@ class ParquetAnalyticsExporter:
             allow_empty=allow_empty,
             allow_open_day=allow_open_day,
             leave_bad_rows=on_bad_row == "leave",
+            on_id_conflict=on_id_conflict,
             accept_moved_database=accept_moved_database,
             progress=progress,
             count_first=getattr(progress, "wants_total", True),

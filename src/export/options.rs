@@ -14,6 +14,19 @@ use crate::sort::SortOptions;
 use crate::source::{BadRows, LeftRow};
 use crate::writer::{ROW_GROUP_ROWS, Written};
 
+/// What becomes of a row whose id is that of a stored row with another project or path, or of one that was deleted from
+/// the database.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnConflict {
+    /// The export fails with [`crate::error::Error::IdConflict`].
+    #[default]
+    Fail,
+    /// It stays in the source, and the stored row in the file.
+    Leave,
+    /// It is a correction of the stored row, and takes its place; not of one that was deleted.
+    Database,
+}
+
 #[derive(Debug, Clone)]
 pub struct ExportOptions {
     pub prefix: Prefix,
@@ -25,6 +38,7 @@ pub struct ExportOptions {
     /// Write a file without rows also when the source has no earlier day either.
     pub allow_empty: bool,
     pub bad_rows: BadRows,
+    pub on_conflict: OnConflict,
     /// Merge also from another database than the one that the day was exported from.
     pub accept_moved_database: bool,
     /// The largest file that is uploaded, in bytes.
@@ -44,6 +58,7 @@ impl Default for ExportOptions {
             discard_stored: false,
             allow_empty: false,
             bad_rows: BadRows::Fail,
+            on_conflict: OnConflict::Fail,
             accept_moved_database: false,
             largest_file: LARGEST_FILE,
             allow_open_day: false,

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::Export;
 use crate::copies::{Copies, CopyFile};
 use crate::error::{Error, Result};
-use crate::merge::SameRows;
+use crate::merge::{Merged, SameRows};
 use crate::sort::Sorter;
 use crate::source::Summary;
 use crate::spool::Spool;
@@ -31,6 +31,7 @@ impl Export<'_> {
         &self,
         sorter: Sorter,
         summary: &Summary,
+        merged: &Merged,
         run_id: &str,
         only_if_changed: Option<&'s StoredDay>,
         expected: Option<&Tally>,
@@ -41,6 +42,8 @@ impl Export<'_> {
             run_id: run_id.to_owned(),
             snapshot_time: summary.snapshot_time,
             position: summary.position.clone(),
+            remaining: merged.remaining.clone(),
+            same_rows_as: Vec::new(),
         };
         let rows = sorter.rows();
         let temp_dir = self.options.sort.temp_dir.as_deref();
@@ -51,7 +54,10 @@ impl Export<'_> {
             Some(Copies::new(
                 &self.options.copies,
                 sorted.project_slugs(),
-                facts.clone(),
+                FileFacts {
+                    remaining: None,
+                    ..facts.clone()
+                },
                 self.options.row_group_rows,
                 temp_dir.map(Path::to_path_buf),
             )?)

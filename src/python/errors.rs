@@ -24,6 +24,7 @@ fn class_of(error: &Error) -> &'static str {
         Error::Conflict { .. } => "Conflict",
         Error::CorruptFile { .. } => "CorruptFile",
         Error::NotStored { .. } => "DayNotStored",
+        Error::Lost { .. } => "DayLost",
         Error::Mismatch { .. } => "VerificationFailed",
         Error::DeletionRefused { .. } => "DeletionRefused",
         Error::CommitStateUnknown { .. } => "CommitStateUnknown",

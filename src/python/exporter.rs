@@ -13,7 +13,7 @@ use crate::delete::{self, DeleteOptions, DeleteProgress};
 use crate::erase;
 use crate::erased;
 use crate::error::{Error, Result};
-use crate::export::{self, ExportOptions, Exported, Planned, Progress};
+use crate::export::{self, ExportOptions, Exported, OnConflict, Planned, Progress};
 use crate::footer::MAX_GROUP_ROWS;
 use crate::keys::{Day, Prefix, Scope};
 use crate::runtime::{Cancel, block_on};
@@ -74,7 +74,7 @@ pub fn plan_export<'py>(
 /// Exports a day and says what was written.
 #[pyfunction]
 #[pyo3(signature = (store, source, prefix, day, *, per_project, organizations, replace, discard_stored, allow_empty,
-                    allow_open_day, leave_bad_rows, accept_moved_database, progress, count_first, sort_memory,
+                    allow_open_day, leave_bad_rows, on_id_conflict, accept_moved_database, progress, count_first, sort_memory,
                     temp_dir, row_group_rows))]
 #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 pub fn export_day<'py>(
@@ -90,6 +90,7 @@ pub fn export_day<'py>(
     allow_empty: bool,
     allow_open_day: bool,
     leave_bad_rows: bool,
+    on_id_conflict: &str,
     accept_moved_database: bool,
     progress: Option<Bound<'py, PyAny>>,
     count_first: bool,
@@ -114,6 +115,11 @@ pub fn export_day<'py>(
         discard_stored,
         allow_empty,
         allow_open_day,
+        on_conflict: match on_id_conflict {
+            "leave" => OnConflict::Leave,
+            "database" => OnConflict::Database,
+            _ => OnConflict::Fail,
+        },
         bad_rows: if leave_bad_rows { BadRows::Leave } else { BadRows::Fail },
         accept_moved_database,
         sort: SortOptions {
@@ -179,6 +185,7 @@ fn describe<'py>(py: Python<'py>, exported: &Exported) -> PyResult<Bound<'py, Py
     result.set_item("changed", exported.merged.changed)?;
     let kept = &exported.merged.kept;
     result.set_item("kept", kept.rows)?;
+    result.set_item("moved", exported.merged.moved)?;
     result.set_item("source_records", rows - kept.rows)?;
     result.set_item("source_views", views - kept.views)?;
     result.set_item("left", exported.left.len())?;

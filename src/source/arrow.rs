@@ -106,6 +106,7 @@ impl Source for ArrowSource {
             counted: None,
             earlier_rows: None,
             left,
+            moved: Vec::new(),
             slugs: None,
         })
     }

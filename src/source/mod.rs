@@ -5,6 +5,7 @@ pub mod arrow;
 pub mod postgres;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use ::arrow::array::RecordBatch;
 use chrono::{DateTime, Utc};
@@ -24,6 +25,13 @@ pub trait Source: Send {
     /// Projects, by id, whose rows are from now on neither handed over nor counted. A source that hands them over
     /// all the same has to be one that does not count.
     fn exclude(&mut self, _projects: &[i32]) {}
+
+    /// Ids, ascending, that are stored of the day: of those that are read no more, a database says which live on another
+    /// date, in [`Summary::moved`].
+    fn expect(&mut self, _ids: Arc<[i64]>) {}
+
+    /// Rows, by id ascending, that are from now on neither handed over nor counted, as far as the source counts.
+    fn leave_out(&mut self, _ids: &[i64]) {}
 
     /// Hands every row of `day` to `sink`. Values that do not fit the schema are errors that name the row's
     /// id and column, or are left out and listed, as `bad_rows` says.
@@ -95,6 +103,8 @@ pub struct Summary {
     pub earlier_rows: Option<bool>,
     /// Rows that were not handed over, because a value does not fit.
     pub left: Vec<LeftRow>,
+    /// Of the expected ids, those that live on another date, ascending.
+    pub moved: Vec<i64>,
     /// Slugs by id, when the batches came without them.
     pub slugs: Option<Slugs>,
 }

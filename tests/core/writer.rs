@@ -16,6 +16,8 @@ fn facts() -> FileFacts {
         run_id: "run".to_owned(),
         snapshot_time: "2026-07-02T03:04:05Z".parse().unwrap(),
         position: None,
+        remaining: None,
+        same_rows_as: Vec::new(),
     }
 }
 

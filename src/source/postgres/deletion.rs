@@ -7,7 +7,7 @@ use arrow::array::RecordBatch;
 
 use super::connect::{ALL_ROWS, LOCKING, Session, hidden_rows, identify, is_true, milliseconds};
 use super::copy::Decoder;
-use super::{Dates, PostgresSource, date_type, number, unique_ids};
+use super::{Dates, PostgresSource, Unique, date_type, list, number};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::position::Identity;
@@ -22,6 +22,7 @@ pub struct Deleter<'a> {
     pub identity: Identity,
     begin: String,
     dates: Dates,
+    unique: Unique,
 }
 
 /// How long a batch may hold its locks, and wait for others'.
@@ -90,9 +91,10 @@ impl<'a> Deleter<'a> {
         let of_date = date_type(options);
         let dates = session.query_as(options, "looking at the date", &of_date).await?;
         let dates = if is_true(&dates, 0)? { Dates::Times } else { Dates::Days };
-        let unique = unique_ids(options);
+        let unique = Unique::sql(options);
         let unique = session.query_as(options, "looking at the indexes", &unique).await?;
-        if !is_true(&unique, 0)? {
+        let unique = Unique::of(&unique, dates)?;
+        if unique == Unique::No {
             return Err(Error::refused(format!(
                 "no unique index makes sure that a {} is there once in {}; rows are deleted by it, so create one first",
                 options.columns.id.as_str(),
@@ -105,7 +107,15 @@ impl<'a> Deleter<'a> {
             identity,
             begin,
             dates,
+            unique,
         })
+    }
+
+    /// Whether the table has rows of a day at all.
+    pub async fn has_rows(&mut self, day: Day) -> Result<bool> {
+        let sql = format!("SELECT EXISTS (SELECT 1 {})::text", self.source.of_day(day, self.dates));
+        let options = &self.source.options;
+        is_true(&self.session.query_as(options, "looking for rows", &sql).await?, 0)
     }
 
     /// Locks those of the day's rows with these ids that nobody else has locked, lets `decide` name the ids of those that
@@ -119,10 +129,7 @@ impl<'a> Deleter<'a> {
         reached(day, Step::DeleteLocking);
         let of_day = self.source.of_day(day, self.dates);
         let id = &self.source.options.columns.id;
-        let among = |ids: &[i64]| {
-            let ids: Vec<String> = ids.iter().map(i64::to_string).collect();
-            format!("{of_day} AND {id} = ANY('{{{}}}'::bigint[])", ids.join(","))
-        };
+        let among = |ids: &[i64]| format!("{of_day} AND {id} = ANY('{{{}}}'::bigint[])", list(ids));
         self.session.query("beginning a transaction", &self.begin).await?;
         let sql = format!(
             "COPY (SELECT {} {} FOR UPDATE SKIP LOCKED) TO STDOUT (FORMAT binary)",
@@ -144,6 +151,9 @@ impl<'a> Deleter<'a> {
             self.session.query("ending the transaction", "ROLLBACK").await?;
             return Ok(Batch { deleted: 0 });
         }
+        if self.unique != Unique::Proved {
+            self.refuse_repeated(&among(&to_go)).await?;
+        }
         reached(day, Step::DeleteDeleting);
         let sql = format!("DELETE {}", among(&to_go));
         let deleted = self.session.execute("deleting the rows", &sql).await?;
@@ -160,6 +170,25 @@ impl<'a> Deleter<'a> {
         self.session.query("committing the deletion", "COMMIT").await?;
         reached(day, Step::DeleteCommitted);
         Ok(Batch { deleted })
+    }
+
+    /// Where no index says so, it is looked at for each batch: a second row with an id would go with the first.
+    async fn refuse_repeated(&mut self, among: &str) -> Result<()> {
+        let options = &self.source.options;
+        let id = &options.columns.id;
+        let sql = format!("SELECT {id}::text {among} GROUP BY {id} HAVING count(*) > 1 ORDER BY {id} LIMIT 1");
+        let repeated = self.session.query("looking for ids that repeat", &sql).await?;
+        if repeated.is_empty() {
+            return Ok(());
+        }
+        let repeated: i64 = number(&repeated[0], 0)?;
+        self.session.query("ending the transaction", "ROLLBACK").await?;
+        Err(Error::refused(format!(
+            "more than one row of {} has the {} {repeated} on this day, and the file has one of them; give them ids of their own, \
+             or let a unique index on {1} alone see to it",
+            options.table.shown(),
+            id.as_str()
+        )))
     }
 
     /// How far the slowest replica is behind.

@@ -11,7 +11,10 @@ mod tls;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::str::FromStr;
+use std::sync::Arc;
 
+use arrow::array::{BooleanBufferBuilder, RecordBatch};
+use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 
 pub use config::PostgresOptions;
@@ -23,10 +26,11 @@ pub use target::Target;
 use super::{BadRows, LeftRow, Sink, Slugs, Source, Summary};
 use crate::error::{Error, Result};
 use crate::keys::Day;
-use crate::position::Identity;
+use crate::position::{Identity, Position};
 use crate::rows::repeated_id;
 use crate::runtime::{Cancel, block_on};
 use crate::schema;
+use crate::stored::id_column;
 use crate::tally::Tally;
 
 /// Ids in one question for slugs.
@@ -37,6 +41,10 @@ pub struct PostgresSource {
     options: PostgresOptions,
     /// Projects whose rows are passed over.
     excluded: Vec<i32>,
+    /// Rows that are passed over.
+    left_out: Vec<i64>,
+    /// Ids that may have moved to another date.
+    expected: Arc<[i64]>,
 }
 
 impl PostgresSource {
@@ -44,6 +52,8 @@ impl PostgresSource {
         Self {
             options,
             excluded: Vec::new(),
+            left_out: Vec::new(),
+            expected: Arc::default(),
         }
     }
 
@@ -83,8 +93,19 @@ impl PostgresSource {
         })
     }
 
+    /// Where in its history the database is now, and when that is by its clock.
+    pub fn position(&self, cancel: &Cancel) -> Result<(Position, DateTime<Utc>)> {
+        block_on(cancel, async {
+            let mut snapshot = Snapshot::begin(&self.options, Some(&self.options.table)).await?;
+            let time = snapshot.time().await?;
+            let position = snapshot.position().await?;
+            snapshot.commit().await?;
+            Ok((position, time))
+        })
+    }
+
     /// `postgresql://host:port/database/table`.
-    fn shown(&self) -> String {
+    pub fn shown(&self) -> String {
         format!("{}/{}", self.options.target.shown(), self.options.table.shown())
     }
 
@@ -138,23 +159,34 @@ impl PostgresSource {
         })
     }
 
-    /// `FROM table WHERE date = day`.
-    fn of_day(&self, day: Day, dates: Dates) -> String {
-        let (table, date) = (&self.options.table, &self.options.columns.date);
-        let mut rows = match dates {
-            Dates::Days => format!("FROM {table} WHERE {date} = '{day}'"),
+    /// The condition for rows of a day.
+    fn on(&self, day: Day, dates: Dates) -> String {
+        let date = &self.options.columns.date;
+        match dates {
+            Dates::Days => format!("{date} = '{day}'"),
             Dates::Times => format!(
-                "FROM {table} WHERE {date} >= '{day} 00:00:00+00' AND {date} < '{} 00:00:00+00'",
+                "{date} >= '{day} 00:00:00+00' AND {date} < '{} 00:00:00+00'",
                 day.plus_days(1)
             ),
-        };
+        }
+    }
+
+    /// `FROM table WHERE date = day`, without what is passed over.
+    fn of_day(&self, day: Day, dates: Dates) -> String {
+        let mut rows = format!("FROM {} WHERE {}", self.options.table, self.on(day, dates));
+        if !self.left_out.is_empty() {
+            rows += &format!(
+                " AND {} <> ALL('{{{}}}'::bigint[])",
+                self.options.columns.id,
+                list(&self.left_out)
+            );
+        }
         if !self.excluded.is_empty() {
-            let ids: Vec<String> = self.excluded.iter().map(i32::to_string).collect();
             // A project that is NULL is a row to complain about, not one to pass over.
             rows += &format!(
                 " AND ({0} IS NULL OR {0} <> ALL('{{{1}}}'::bigint[]))",
                 self.options.columns.project_id,
-                ids.join(",")
+                list(&self.excluded)
             );
         }
         rows
@@ -182,8 +214,10 @@ impl PostgresSource {
             self.of_day(day, dates)
         );
         let mut decoder = Decoder::new(self.layout(), bad_rows);
+        let mut seen = Seen::new(Arc::clone(&self.expected));
         let mut checked = |batch| {
             cancel.check()?;
+            seen.add(&batch)?;
             sink(batch)
         };
         snapshot
@@ -202,7 +236,9 @@ impl PostgresSource {
             }
         };
         let of_day = self.of_day(day, dates);
-        let counted = self.count_snapshot(&mut snapshot, of_day, decoder.left()).await?;
+        let counted = self
+            .count_snapshot(&mut snapshot, of_day, dates, decoder.left())
+            .await?;
         let earlier_rows = if counted.rows == 0 {
             if decoder.left().is_empty() && snapshot.is_standby() {
                 self.confirm_empty(day).await?;
@@ -211,6 +247,7 @@ impl PostgresSource {
         } else {
             None
         };
+        let moved = self.moved(&mut snapshot, day, dates, &seen.missing(), cancel).await?;
         let position = snapshot.position().await?;
         snapshot.commit().await?;
         log::debug!("{day}: {} rows copied from {}", decoder.rows(), self.shown());
@@ -221,18 +258,25 @@ impl PostgresSource {
             counted: Some(counted),
             earlier_rows,
             left: decoder.left().to_vec(),
+            moved,
             slugs: Some(Slugs { projects, versions }),
         })
     }
 
     /// What the day's rows add up to, without those that were left, computed by the database.
-    async fn count_snapshot(&self, snapshot: &mut Snapshot<'_>, of_day: String, left: &[LeftRow]) -> Result<Tally> {
+    async fn count_snapshot(
+        &self,
+        snapshot: &mut Snapshot<'_>,
+        of_day: String,
+        dates: Dates,
+        left: &[LeftRow],
+    ) -> Result<Tally> {
         let columns = &self.options.columns;
         let id = &columns.id;
         let mut filter = of_day;
         if !left.is_empty() {
-            let ids: Vec<String> = left.iter().map(|row| row.id.to_string()).collect();
-            filter += &format!(" AND {id} <> ALL('{{{}}}'::bigint[])", ids.join(","));
+            let ids: Vec<i64> = left.iter().map(|row| row.id).collect();
+            filter += &format!(" AND {id} <> ALL('{{{}}}'::bigint[])", list(&ids));
         }
         let status = columns
             .status
@@ -252,7 +296,10 @@ impl PostgresSource {
                 statuses: [(number(row, 0)?, number(row, 1)?)].into(),
             })?;
         }
-        if !self.has_unique_ids(snapshot).await? {
+        let unique = snapshot
+            .query("looking at the indexes", &Unique::sql(&self.options))
+            .await?;
+        if Unique::of(&unique, dates)? != Unique::Proved {
             let sql = format!("SELECT {id}::text {filter} GROUP BY {id} HAVING count(*) > 1 ORDER BY {id} LIMIT 1");
             if let Some(row) = snapshot.query("looking for ids that repeat", &sql).await?.first() {
                 return Err(repeated_id(number(row, 0)?));
@@ -261,10 +308,33 @@ impl PostgresSource {
         Ok(counted)
     }
 
-    /// Whether an index makes sure that no id repeats within a day.
-    async fn has_unique_ids(&self, snapshot: &mut Snapshot<'_>) -> Result<bool> {
-        let sql = unique_ids(&self.options);
-        is_true(&snapshot.query("looking at the indexes", &sql).await?, 0)
+    /// Those of these rows (ids ascending) that live on another date now. A date that no file can have is none.
+    async fn moved(
+        &self,
+        snapshot: &mut Snapshot<'_>,
+        day: Day,
+        dates: Dates,
+        ids: &[i64],
+        cancel: &Cancel,
+    ) -> Result<Vec<i64>> {
+        let (table, columns) = (&self.options.table, &self.options.columns);
+        let mut moved = Vec::new();
+        for some in ids.chunks(IDS_AT_ONCE) {
+            cancel.check()?;
+            let sql = format!(
+                "SELECT {0}::text FROM {table} WHERE {0} = ANY('{{{1}}}'::bigint[]) AND NOT ({2})
+                 AND {3} >= '0001-01-01' AND {3} < '10000-01-01'",
+                columns.id,
+                list(some),
+                self.on(day, dates),
+                columns.date
+            );
+            for row in &snapshot.query("looking for rows that have moved", &sql).await? {
+                moved.push(number(row, 0)?);
+            }
+        }
+        moved.sort_unstable();
+        Ok(moved)
     }
 
     async fn has_earlier_rows(&self, snapshot: &mut Snapshot<'_>, day: Day, dates: Dates) -> Result<bool> {
@@ -304,7 +374,7 @@ impl PostgresSource {
         };
         let primary = Self {
             options,
-            excluded: self.excluded.clone(),
+            ..self.clone()
         };
         let rows = primary.count_rows(day).await?;
         if rows == 0 {
@@ -324,6 +394,14 @@ impl Source for PostgresSource {
         self.excluded = projects.to_vec();
     }
 
+    fn expect(&mut self, ids: Arc<[i64]>) {
+        self.expected = ids;
+    }
+
+    fn leave_out(&mut self, ids: &[i64]) {
+        self.left_out = ids.to_vec();
+    }
+
     fn read(&mut self, day: Day, bad_rows: BadRows, sink: &mut Sink<'_>, cancel: &Cancel) -> Result<Summary> {
         block_on(cancel, self.read_snapshot(day, bad_rows, sink, cancel))
     }
@@ -333,20 +411,48 @@ impl Source for PostgresSource {
     }
 }
 
-/// A query that tells whether a unique index covers the id alone, or the id and the date.
-fn unique_ids(options: &PostgresOptions) -> String {
-    let columns = &options.columns;
-    format!(
-        "SELECT EXISTS (
-             SELECT 1 FROM pg_index i
-             WHERE i.indrelid = to_regclass({}) AND i.indisunique AND i.indimmediate AND i.indisvalid AND i.indpred IS NULL
-               AND (SELECT bool_and(coalesce(a.attname IN ({id}, {}), false)) AND bool_or(a.attname = {id})
-                    FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k
-                    LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k))::text",
-        options.table.literal(),
-        columns.date.literal(),
-        id = columns.id.literal()
-    )
+/// How far indexes make sure that no id repeats within a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unique {
+    /// They do.
+    Proved,
+    /// Only per time of a day, or per table of several that inherit from one another.
+    Almost,
+    No,
+}
+
+impl Unique {
+    /// A query whose answer [`Self::of`] reads: whether a unique index covers the id alone, whether one covers the id or the id
+    /// and the date, and whether other tables inherit from this one, whose rows no index of it covers.
+    fn sql(options: &PostgresOptions) -> String {
+        let columns = &options.columns;
+        format!(
+            "SELECT coalesce(bool_or(keys.id_alone), false)::text, (count(*) > 0)::text,
+                    EXISTS (SELECT 1 FROM pg_inherits JOIN pg_class c ON c.oid = inhparent
+                            WHERE inhparent = to_regclass({table}) AND c.relkind <> 'p')::text
+             FROM pg_index i
+             CROSS JOIN LATERAL (
+                 SELECT bool_and(coalesce(a.attname = {id}, false)) AS id_alone,
+                        bool_and(coalesce(a.attname IN ({id}, {date}), false)) AND bool_or(a.attname = {id}) AS id_and_date
+                 FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k
+                 LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k
+             ) keys
+             WHERE i.indrelid = to_regclass({table}) AND i.indisunique AND i.indimmediate AND i.indisvalid
+               AND i.indpred IS NULL AND keys.id_and_date",
+            table = options.table.literal(),
+            id = columns.id.literal(),
+            date = columns.date.literal()
+        )
+    }
+
+    fn of(rows: &[PgRow], dates: Dates) -> Result<Self> {
+        let (id_alone, any, inherited) = (is_true(rows, 0)?, is_true(rows, 1)?, is_true(rows, 2)?);
+        Ok(match (any, (id_alone || dates == Dates::Days) && !inherited) {
+            (true, true) => Self::Proved,
+            (true, false) => Self::Almost,
+            (false, _) => Self::No,
+        })
+    }
 }
 
 /// A query that tells whether the date column holds times. A domain stands for the type below it.
@@ -362,6 +468,45 @@ fn date_type(options: &PostgresOptions) -> String {
         options.table.literal(),
         options.columns.date.literal()
     )
+}
+
+/// Which of the expected ids were among the rows.
+struct Seen {
+    expected: Arc<[i64]>,
+    seen: BooleanBufferBuilder,
+}
+
+impl Seen {
+    fn new(expected: Arc<[i64]>) -> Self {
+        let mut seen = BooleanBufferBuilder::new(expected.len());
+        seen.append_n(expected.len(), false);
+        Self { expected, seen }
+    }
+
+    fn add(&mut self, batch: &RecordBatch) -> Result<()> {
+        if self.expected.is_empty() {
+            return Ok(());
+        }
+        for id in id_column(batch)? {
+            if let Ok(number) = self.expected.binary_search(&id) {
+                self.seen.set_bit(number, true);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ascending.
+    fn missing(&self) -> Vec<i64> {
+        let all = self.expected.iter().enumerate();
+        all.filter_map(|(number, id)| (!self.seen.get_bit(number)).then_some(*id))
+            .collect()
+    }
+}
+
+/// Ids between commas.
+fn list<T: ToString>(ids: &[T]) -> String {
+    let ids: Vec<String> = ids.iter().map(T::to_string).collect();
+    ids.join(",")
 }
 
 /// A column that the database has computed as a number.
@@ -463,13 +608,12 @@ async fn slugs(
     ids.sort_unstable();
     let mut found = HashMap::with_capacity(ids.len());
     for some in ids.chunks(IDS_AT_ONCE) {
-        let list: Vec<String> = some.iter().map(i32::to_string).collect();
         let sql = format!(
             "SELECT {0}::text, {1}::text FROM {2} WHERE {0} = ANY('{{{3}}}'::bigint[])",
             table.id,
             table.slug,
             table.table,
-            list.join(",")
+            list(some)
         );
         for row in snapshot.query("reading the slugs", &sql).await? {
             let Some(Ok(id)) = text(&row, 0)?.map(|id| id.parse::<i32>()) else {

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, NaiveTime, SecondsFormat, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::config::PostgresOptions;
 use super::connect::Snapshot;
@@ -20,7 +20,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// [`Error::Stale`] for a standby that is behind.
 pub(super) async fn begin(options: &PostgresOptions, day: Day) -> Result<Snapshot<'_>> {
     let mut snapshot = Snapshot::begin(options, Some(&options.table)).await?;
-    let needed = end(day)
+    let needed = day
+        .end()
         .checked_add_signed(options.standby_grace)
         .unwrap_or(DateTime::<Utc>::MAX_UTC);
     // Today is read as far as it is.
@@ -90,9 +91,4 @@ async fn end_of_log(primary: &PostgresOptions, needed: DateTime<Utc>) -> Result<
         });
     }
     Ok(log)
-}
-
-/// The first moment after a day.
-fn end(day: Day) -> DateTime<Utc> {
-    day.plus_days(1).date().and_time(NaiveTime::MIN).and_utc()
 }

@@ -116,7 +116,7 @@ impl Stored {
         );
         let stored = block_on(&Cancel::new(), StoredDay::read(&self.store, &key, date(DAY)))?;
         let stored = stored.ok_or_else(|| Error::internal("the file is gone"))?;
-        let whole = stored.decode(&Cancel::new())?;
+        let (whole, _) = stored.decode(&Cancel::new())?;
         assert_eq!(
             rows, whole.rows,
             "rows that were handed out, and rows that are read back whole"

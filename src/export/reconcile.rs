@@ -1,0 +1,175 @@
+//! What the day's file holds before the export, and what becomes of it beside the source's rows.
+
+use std::sync::Arc;
+
+use super::{Export, OnConflict};
+use crate::deleted::refuse_lost;
+use crate::error::{Error, Result};
+use crate::merge::{Conflict, Known, Merged, Why, check_newer, conflict, merge};
+use crate::remaining::Remaining;
+use crate::rows::RowIndex;
+use crate::runtime::block_on;
+use crate::sort::Sorter;
+use crate::source::{MOST_LEFT, Summary};
+use crate::store::{Got, IfVersion, Part};
+use crate::stored::StoredDay;
+
+/// What is in the day's place before the export.
+pub(super) enum Stored {
+    Nothing,
+    /// With its ids, ascending.
+    Day(Box<StoredDay>, Arc<[i64]>),
+    /// A file that is going to be dropped, by its ETag.
+    Unreadable(String),
+}
+
+impl Stored {
+    pub fn ids(&self) -> Arc<[i64]> {
+        match self {
+            Self::Day(_, ids) => Arc::clone(ids),
+            Self::Nothing | Self::Unreadable(_) => Arc::default(),
+        }
+    }
+}
+
+/// The source's rows: by id, or only their number when there is nothing to compare them with.
+pub(super) enum Rows {
+    Indexed(RowIndex),
+    Unindexed(u64),
+}
+
+impl Merged {
+    /// Nothing was stored.
+    fn all(added: u64) -> Self {
+        Self {
+            added,
+            ..Self::default()
+        }
+    }
+}
+
+impl Export<'_> {
+    /// The day's file as it is now.
+    pub(super) fn stored(&self, key: &str) -> Result<Stored> {
+        let read = || match block_on(self.cancel, StoredDay::read(self.store, key, self.day))? {
+            None if self.options.discard_stored => Ok(Stored::Nothing),
+            None => {
+                let (prefix, day) = (&self.options.prefix, self.day);
+                block_on(self.cancel, refuse_lost(self.store, prefix, day, key))?;
+                Ok(Stored::Nothing)
+            }
+            Some(day) => {
+                let ids = day.check(self.store, self.cancel)?;
+                Ok(Stored::Day(Box::new(day), ids.into()))
+            }
+        };
+        match read() {
+            Err(error @ (Error::CorruptFile { .. } | Error::Mismatch { .. })) if self.options.discard_stored => {
+                log::warn!(
+                    "{}: the stored file is dropped although it cannot be read: {error}",
+                    self.day
+                );
+                match block_on(self.cancel, self.store.get(key, Part::Tail(1), IfVersion::Any))? {
+                    Got::Found(found) => Ok(Stored::Unreadable(found.etag)),
+                    _ => Ok(Stored::Nothing),
+                }
+            }
+            read => read,
+        }
+    }
+
+    /// Adds the stored rows that the source does not have, or refuses to drop them.
+    pub(super) fn merge(&self, stored: &Stored, rows: Rows, summary: &Summary, sorter: &mut Sorter) -> Result<Merged> {
+        let (stored, source) = match (stored, rows) {
+            (Stored::Day(stored, _), Rows::Indexed(source)) => (stored, source),
+            (_, Rows::Indexed(source)) => return Ok(Merged::all(source.len() as u64)),
+            (_, Rows::Unindexed(rows)) => return Ok(Merged::all(rows)),
+        };
+        // Rows that are dropped on purpose may come from anywhere, but for another table that says which it is.
+        if !self.options.discard_stored || summary.position.is_some() {
+            let accept_moved = self.options.accept_moved_database;
+            check_newer(stored, &summary.source, summary.position.as_ref(), accept_moved)?;
+        }
+        if self.options.discard_stored {
+            return Ok(Merged::all(source.len() as u64));
+        }
+        let remaining = stored.remaining.as_ref();
+        let known = Known {
+            erased: &self.erased,
+            moved: &summary.moved,
+            // With a restored database, rows that were deleted are there again.
+            remaining: remaining.filter(|_| !self.options.accept_moved_database),
+            corrections: self.options.on_conflict == OnConflict::Database,
+        };
+        if !self.options.replace {
+            let mut merged = merge(stored, &source, &known, |kept| sorter.push(kept), self.cancel)?;
+            merged.remaining = self.remaining(remaining, &source, &merged, summary);
+            return Ok(merged);
+        }
+        let merged = merge(stored, &source, &known, |_| Ok(()), self.cancel)?;
+        match merged.kept.rows {
+            0 => Ok(merged),
+            lacking => Err(Error::invalid(format!(
+                "{} holds {lacking} rows that the source no longer has, so it was not replaced; leave replace out to merge, \
+                 or pass discard_stored=True to drop them",
+                self.store.url_of(&stored.key)
+            ))),
+        }
+    }
+
+    /// A day without rows is recorded as empty only if the source shows that it is old enough to know.
+    pub(super) fn check_empty(&self, stored: &Stored, sorter: &Sorter, summary: &Summary) -> Result<()> {
+        let known = matches!(stored, Stored::Day(..)) && !self.replaces();
+        if sorter.rows() > 0 || known || self.options.allow_empty || summary.earlier_rows == Some(true) {
+            return Ok(());
+        }
+        let why = match summary.earlier_rows {
+            Some(_) => "nor for any earlier one (is this the right database, and is the day not past its retention?)",
+            None => "and it is not known whether it has any for an earlier one",
+        };
+        Err(Error::NoRows {
+            message: format!(
+                "{} has no rows for this day, {why}, so nothing was written; pass allow_empty=True to record it as empty",
+                summary.source
+            ),
+        })
+    }
+
+    /// Which rows the database still has, of a day of which rows were deleted: as it shows in this snapshot.
+    fn remaining(
+        &self,
+        known: Option<&Remaining>,
+        source: &RowIndex,
+        merged: &Merged,
+        summary: &Summary,
+    ) -> Option<Remaining> {
+        let known = known?;
+        if summary.counted.is_none() {
+            Some(known.clone())
+        } else if merged.kept.rows == 0 {
+            None
+        } else {
+            let undecided = self.left_out.iter().any(|row| row.why == Why::Undecided);
+            Some(known.seen(source.ids(), undecided))
+        }
+    }
+
+    /// Lets the next attempt pass over rows whose ids are taken, where that is wanted.
+    pub(super) fn leave_out(&mut self, key: &str, conflicts: &[Conflict]) -> Result<()> {
+        // What the next deletion decides is left until then.
+        let undecided = conflicts.iter().all(|row| row.why == Why::Undecided);
+        let leave = self.options.on_conflict == OnConflict::Leave || (undecided && !self.replaces());
+        if !leave || self.left_out.len() + conflicts.len() > MOST_LEFT {
+            return Err(conflict(key, conflicts));
+        }
+        log::warn!(
+            "{}: {} rows stay in the source, because their ids are those of other stored rows",
+            self.day,
+            conflicts.len()
+        );
+        self.left_out.extend_from_slice(conflicts);
+        self.left_out.sort_unstable_by_key(|row| row.id);
+        self.first_read = None;
+        Ok(())
+    }
+}
