@@ -131,7 +131,10 @@ class PostgresSource:
         statement_timeout: float = 1800.0,
         lock_timeout: float = 30.0,
         database_id: str | None = None,
+        projects_schema: str | None = None,
+        versions_schema: str | None = None,
         relation: int | None = None,
+        user: str | None = None,
     ) -> PostgresSource: ...
     def identity(self) -> dict[str, Any]: ...
     def organizations(self) -> dict[str, list[str]]: ...

@@ -61,7 +61,7 @@ impl PyPostgresSource {
     #[allow(clippy::too_many_arguments)]
     fn options(
         url: &str,
-        schema: Option<&str>,
+        schemas: [Option<&str>; 3],
         tables: [Option<&str>; 3],
         columns: &BTreeMap<String, Option<String>>,
         statement_timeout: f64,
@@ -69,19 +69,20 @@ impl PyPostgresSource {
     ) -> Result<PostgresOptions> {
         let mut options = PostgresOptions::new(url)?;
         let [pageviews, projects, versions] = tables;
+        let [schema, of_projects, of_versions] = schemas;
         if let Some(name) = pageviews {
             options.table = table(schema, name)?;
         } else {
             options.table.schema = schema.map(str::parse).transpose()?;
         }
-        let slugs = |name: &str| {
+        let slugs = |schema: Option<&str>, name: &str| {
             Ok::<_, Error>(SlugTable {
                 table: table(schema, name)?,
                 ..SlugTable::named(name)?
             })
         };
-        options.projects = slugs(projects.unwrap_or("projects_project"))?;
-        options.versions = versions.map(slugs).transpose()?;
+        options.projects = slugs(of_projects, projects.unwrap_or("projects_project"))?;
+        options.versions = versions.map(|name| slugs(of_versions, name)).transpose()?;
         options.organizations.organizations.schema = schema.map(str::parse).transpose()?;
         options.organizations.members.schema = schema.map(str::parse).transpose()?;
         for (name, column) in columns {
@@ -136,7 +137,8 @@ impl PyPostgresSource {
     #[pyo3(signature = (url, *, schema = None, table = None, projects_table = None,
                         versions_table = Some("builds_version"), columns = BTreeMap::new(), role = None,
                         primary = None, standby_grace = 0.0, statement_timeout = 1800.0, lock_timeout = 30.0,
-                        database_id = None, relation = None))]
+                        database_id = None, projects_schema = None, versions_schema = None, relation = None,
+                        user = None))]
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
         url: Secret,
@@ -151,16 +153,21 @@ impl PyPostgresSource {
         statement_timeout: f64,
         lock_timeout: f64,
         database_id: Option<&str>,
+        projects_schema: Option<&str>,
+        versions_schema: Option<&str>,
         relation: Option<u32>,
+        user: Option<String>,
     ) -> PyResult<Self> {
         let tables = [table, projects_table, versions_table];
+        let schemas = [schema, projects_schema.or(schema), versions_schema.or(schema)];
         let mut options =
-            Self::options(&url.0, schema, tables, &columns, statement_timeout, lock_timeout).or_raise()?;
+            Self::options(&url.0, schemas, tables, &columns, statement_timeout, lock_timeout).or_raise()?;
         options.role = role.map(str::parse).transpose().or_raise()?;
         options.primary = primary.map(|primary| primary.0.parse()).transpose().or_raise()?;
         options.standby_grace = grace(standby_grace).or_raise()?;
         options.database_id = database_id.map(str::parse).transpose().or_raise()?;
         options.relation = relation;
+        options.user = user;
         Ok(Self { options })
     }
 
@@ -179,6 +186,7 @@ impl PyPostgresSource {
         options.target = PostgresOptions::new(&url.0).or_raise()?.target;
         options.primary = None;
         options.relation = None;
+        options.user = None;
         Ok(Self { options })
     }
 

@@ -88,6 +88,11 @@ KEYS: Mapping[str, Key] = {
     "PREFIX": Key("analytics/pageviews", lambda value: isinstance(value, str), "a folder below the storage's location"),
     "READ_DATABASE": Key(None, _optional_text, _ALIAS),
     "WRITE_DATABASE": Key(None, _optional_text, _ALIAS),
+    "DATABASE_ID": Key(
+        None,
+        _optional_text,
+        "a name for the database cluster where it does not say which it is, or None",
+    ),
     "DAY_TIME_ZONE": Key("UTC", _zone, "the name of the time zone whose days the model's DateField holds"),
     "HOT_DAYS": Key(90, _at_least(1), "days, at least 1", "RTD_ANALYTICS_DEFAULT_RETENTION_DAYS"),
     "LOOKBACK_DAYS": Key(7, _at_least(1), "days, at least 1"),

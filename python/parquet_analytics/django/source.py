@@ -78,10 +78,19 @@ def configured_source(
         alias = write_alias(mapping) if write else read_alias(mapping)
     connection = connections[alias]
     tables = mapping.native_tables()
-    if connection.vendor != "postgresql" or isinstance(tables, str) or _is_private(connection):
+    if connection.vendor != "postgresql":
         return source_for_caller(ModelSource(mapping, using=alias), day)
-    from parquet_analytics.django.postgres import connection_string, role
+    from parquet_analytics.django.postgres import connection_string, seen_by
 
+    if isinstance(tables, str) or _is_private(connection):
+        seen_by(alias, [mapping.model._meta.db_table])
+        return source_for_caller(ModelSource(mapping, using=alias), day)
+    seen = seen_by(alias, [tables.table, tables.projects_table, tables.versions_table])
+    if seen.temporary:
+        raise ConfigurationError(
+            f"the connection {alias!r} sees a temporary table by the name {seen.temporary[0]}, which no other "
+            "connection can see; drop it, or give it another name"
+        )
     primary = write_alias(mapping)
     grace = datetime.timedelta(minutes=settings.GRACE_MINUTES)
     if day is not None:
@@ -89,11 +98,17 @@ def configured_source(
         grace += days.end_of(day) - utc_end
     return _native.PostgresSource(
         connection_string(alias),
+        schema=seen.schemas[0],
         table=tables.table,
+        projects_schema=seen.schemas[1],
         projects_table=tables.projects_table,
+        versions_schema=seen.schemas[2],
         versions_table=tables.versions_table,
         columns=tables.columns,
-        role=role(alias),
+        role=seen.role,
+        relation=seen.relation,
+        user=seen.user,
+        database_id=settings.DATABASE_ID,
         primary=None if write or primary == alias else connection_string(primary),
         standby_grace=grace.total_seconds(),
     )

@@ -29,6 +29,8 @@ pub struct PostgresOptions {
     pub primary: Option<Target>,
     /// The oid that the table has to have, where somebody else has looked it up.
     pub relation: Option<u32>,
+    /// The user whose rights have to count, where somebody else has asked.
+    pub user: Option<String>,
     /// What stands for the cluster's identifier where the server does not tell it.
     pub database_id: Option<DatabaseId>,
     /// How far beyond a day's end (UTC) a standby has to have replayed before the day is read.
@@ -50,6 +52,7 @@ impl PostgresOptions {
             role: None,
             primary: None,
             relation: None,
+            user: None,
             database_id: None,
             standby_grace: TimeDelta::zero(),
         })

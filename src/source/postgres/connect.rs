@@ -363,7 +363,8 @@ fn identity(options: &PostgresOptions, rights: Rights) -> String {
          (CASE WHEN pg_is_in_recovery() THEN greatest({checkpoint}, (SELECT received_tli FROM pg_stat_wal_receiver))
                ELSE {primary} END)::text,
          {table}::oid::text,
-         (SELECT nspname || '.' || relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = {table})"
+         (SELECT nspname || '.' || relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = {table}),
+         current_user::text"
     )
 }
 
@@ -404,6 +405,14 @@ fn identified(options: &PostgresOptions, rows: &[PgRow], column: usize) -> Resul
             options.table.shown(),
             oid.map_or_else(|| "none".to_owned(), |oid| oid.to_string()),
             options.relation.unwrap_or_default()
+        )));
+    }
+    let user = said(rows, column + 5)?;
+    if let Some(wanted) = options.user.as_ref().filter(|wanted| **wanted != user) {
+        return Err(Error::configuration(format!(
+            "{} takes this connection for user {user:?}, and the site's own for {wanted:?}, who may see other rows; do both log in as the \
+             same user, or may this one SET ROLE to that one?",
+            options.target.server()
         )));
     }
     Ok(Identity {

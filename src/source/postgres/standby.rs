@@ -65,6 +65,8 @@ pub(super) fn of_primary(options: &PostgresOptions) -> Option<PostgresOptions> {
     Some(PostgresOptions {
         target: primary,
         primary: None,
+        relation: None,
+        user: None,
         ..options.clone()
     })
 }
