@@ -1,29 +1,26 @@
 //! Lets exported rows go: only those that are in a verified file, unchanged, and a batch at a time.
 
+mod stamp;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::SecondsFormat;
 
-use crate::deleted;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
-use crate::merge::{check_newer, differs};
-use crate::position::Position;
-use crate::publish::{heeds_conditions, interrupted_publish, publish};
+use crate::merge::differs;
+use crate::publish::heeds_conditions;
 use crate::remaining::Remaining;
 use crate::rows::{Match, RowIndex, RowIndexBuilder};
 use crate::runtime::{Cancel, block_on};
-use crate::schema::meta;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::deletion::{Deleter, Limits};
-use crate::stamp::stamp;
 use crate::steps::{Step, reached};
-use crate::store::{Got, IfVersion, Kind, Part, Store, Write};
+use crate::store::{Got, IfVersion, Kind, Part, Store};
 use crate::stored::{StoredDay, id_column};
 use crate::verify::{Differences, compare, verify};
-use crate::writer::FileFacts;
 
 /// How often rows that somebody else had locked are tried again, and the pause before.
 const PASSES: u32 = 3;
@@ -31,9 +28,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often it is made sure that the file is still the one that was verified.
 const RECHECK: Duration = Duration::from_secs(1);
-
-/// How many earlier versions of the same rows a file names.
-const REMEMBERED_VERSIONS: usize = 16;
 
 /// How long replicas are waited for.
 const REPLICA_PATIENCE: Duration = Duration::from_secs(600);
@@ -214,6 +208,16 @@ fn check_version(store: &Store, stored: &StoredDay, options: &DeleteOptions) -> 
     Ok(())
 }
 
+fn overtaken(store: &Store, key: &str) -> Error {
+    Error::Conflict {
+        key: key.to_owned(),
+        message: format!(
+            "{} was written by somebody else during the deletion, so what was verified is no longer what is stored; run it again",
+            store.url_of(key)
+        ),
+    }
+}
+
 /// Rows that came after the snapshot are not in the file of a day that was still open then.
 fn check_whole(stored: &StoredDay) -> Result<()> {
     match stored.snapshot_time {
@@ -304,72 +308,6 @@ impl Deletion<'_> {
         }
     }
 
-    /// Before the first row goes: the store knows that rows of this day are going, and the file until when its rows were seen
-    /// in the database. Whoever has seen less, such as a standby that lags, cannot write over it from then on.
-    fn begin(&mut self) -> Result<()> {
-        let (position, time) = self.source.position(self.cancel)?;
-        let accept_moved = self.options.accept_moved_database;
-        check_newer(&self.stored, &self.source.shown(), Some(&position), accept_moved)?;
-        let tally = self.stored.recorded.clone().unwrap_or_default();
-        let prefix = &self.options.prefix;
-        block_on(self.cancel, deleted::add(self.store, prefix, self.stored.day, &tally))?;
-        let remaining = Remaining::begun(self.stored.remaining.as_ref());
-        self.stamp(position, time, remaining)
-    }
-
-    /// After the last row has gone: the file says which rows the database still has.
-    fn end(&mut self, rest: &Differences) -> Result<()> {
-        let Some(position) = rest.position.clone() else {
-            return Err(Error::internal("the database does not say where in its history it is"));
-        };
-        let mut ids: Vec<i64> = rest.changed.iter().chain(&rest.unchanged).copied().collect();
-        ids.sort_unstable();
-        let before = self.stored.remaining.as_ref().unwrap_or(&Remaining::Unknown);
-        let remaining = before.ended(ids.into_iter());
-        self.stamp(position, rest.snapshot_time, remaining)
-    }
-
-    /// Writes the file anew, with the same rows, over the version that was verified, and reads it back.
-    fn stamp(&mut self, position: Position, snapshot_time: DateTime<Utc>, remaining: Remaining) -> Result<()> {
-        reached(self.stored.day, Step::DeleteStamping);
-        let run_id = uuid::Uuid::new_v4().to_string();
-        let facts = FileFacts {
-            day: self.stored.day,
-            source: self.source.shown(),
-            run_id: run_id.clone(),
-            snapshot_time,
-            position: Some(position),
-            remaining: Some(remaining),
-            same_rows_as: self.earlier(),
-        };
-        let (spool, file) = stamp(&self.stored, &facts, None)?;
-        let about = [
-            (meta::ROWS, file.tally.rows.to_string()),
-            (meta::SHA256, file.sha256.clone()),
-        ];
-        let (key, over) = (self.stored.key.clone(), Write::Replace(self.stored.etag.clone()));
-        let written = publish(self.store, &key, spool.into_bytes()?, over, &run_id, &about);
-        let etag =
-            block_on(self.cancel, written).map_err(|error| interrupted_publish(self.store, &key, &run_id, error))?;
-        let found = verify(self.store, &self.options.prefix, self.stored.day, self.cancel)?.stored;
-        if found.etag != etag || found.sha256 != file.sha256 {
-            return Err(Error::Conflict {
-                message: format!("{key} was written by somebody else during the deletion; run it again"),
-                key,
-            });
-        }
-        self.stored = found;
-        self.checked = Instant::now();
-        Ok(())
-    }
-
-    /// The version that is about to be written over, and those before it: whoever has verified one of them knows these rows.
-    fn earlier(&self) -> Vec<String> {
-        let mut etags = self.stored.same_rows_as.clone();
-        etags.push(self.stored.etag.clone());
-        etags.split_off(etags.len().saturating_sub(REMEMBERED_VERSIONS))
-    }
-
     fn pass(&mut self, deleter: &mut Deleter<'_>, ids: &[i64]) -> Result<()> {
         self.progress.looked_at.store(0, Ordering::Relaxed);
         for some in ids.chunks(self.options.batch_rows.max(1)) {
@@ -440,13 +378,8 @@ impl Deletion<'_> {
                 self.checked = Instant::now();
                 Ok(())
             }
-            Got::Changed => Err(Error::Conflict {
-                key: self.stored.key.clone(),
-                message: format!(
-                    "{} was written by somebody else during the deletion, so what was verified is no longer what is stored; run it again",
-                    self.store.url_of(&self.stored.key)
-                ),
-            }),
+            Got::Changed if self.has_same_rows()? => Ok(()),
+            Got::Changed => Err(overtaken(self.store, &self.stored.key)),
             Got::Absent => Err(Error::NotStored {
                 key: self.stored.key.clone(),
                 message: format!(

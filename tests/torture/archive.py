@@ -21,8 +21,9 @@ PREFIX = "analytics/pageviews/"
 _NAME = r"(?P<folder>\d{4}/\d{2}/\d{2})/pageviews_(?P<day>\d{4}-\d{2}-\d{2})\.parquet"
 DAY_KEY = re.compile(PREFIX + _NAME)
 COPY_KEY = re.compile(PREFIX + r"(?P<scope>project|org)/(?P<slug>[^/]+)/" + _NAME)
-# The one object that is no file: a deletion tries on it whether the store heeds conditions.
-PROBE_KEY = PREFIX + "_derived/conditional-write-probe"
+# The objects that are no files: a deletion tries on the one whether the store heeds conditions, and the other lists the
+# days of which rows were deleted.
+OTHER_KEYS = {PREFIX + "_derived/conditional-write-probe", PREFIX + "_deleted/days.json"}
 
 
 class Broken(AssertionError):
@@ -39,6 +40,12 @@ class File:
     run_id: str
     rows: Rows
     slugs: dict[int, tuple[str, str | None]]  # of project and version, by the row's id
+    remaining: str  # what it says of rows that a deletion has left in the table
+
+    @property
+    def undecided(self) -> bool:
+        """Whether a deletion was broken off, so that it is not known which of its rows the table has."""
+        return self.remaining.startswith(("unknown", "at-most"))
 
     def __str__(self) -> str:
         return f"{self.key} ({len(self.rows)} rows, run {self.run_id})"
@@ -58,7 +65,7 @@ class Archive(ABC):
         """Every object, by its key."""
         seen = {}
         for key, etag in self.listed().items():
-            if key == PROBE_KEY:
+            if key in OTHER_KEYS:
                 continue
             known = self._known.get(key)
             if known is None or known.etag != etag:
@@ -151,6 +158,7 @@ def decode(key: str, body: bytes, etag: str, metadata: dict[str, str] | None) ->
         _said(parquet, "run_id"),
         rows,
         {found["id"]: (found["project_slug"], found["version_slug"]) for found in listed},
+        _said(parquet, "remaining"),
     )
     _check(file, parquet, listed)
     if metadata is not None:

@@ -145,6 +145,11 @@ def merged(stored: Rows, table: Rows) -> Rows:
     return stored | {id: row for id, row in table.items() if row.fits}
 
 
+def merged_undecided(stored: Rows, table: Rows) -> Rows:
+    """The same while it is not known whether rows that differ are the stored ones: those wait for the next deletion."""
+    return merged(stored, table) | {id: row for id, row in stored.items() if id in table and table[id] != row}
+
+
 def deletable(stored: Rows, table: Rows) -> set[int]:
     """The rows that are stored exactly as the table has them."""
     return {id for id, row in table.items() if stored.get(id) == row}

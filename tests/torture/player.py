@@ -19,7 +19,7 @@ from psycopg import sql
 from tests.archives import Place
 from tests.services import S3, Postgres
 from tests.torture.archive import Archive, Bucket, Folder
-from tests.torture.invariant import Invariant, Seen, Violation, deletable, difference, merged
+from tests.torture.invariant import Invariant, Seen, Violation, deletable, difference, merged, merged_undecided
 from tests.torture.site import Row, Rows, Site
 from tests.torture.worker import Answer, Command, Stop, Worker
 
@@ -201,14 +201,19 @@ class Player:
         replace: bool = False,
         discard: bool = False,
         alone: bool = True,
+        undecided: bool = False,
         lands_within: float | None = None,
     ) -> Seen:
         """After exports of a day. `touched` are rows that the application changed meanwhile: they may be in the file
         as they were before or after. A write that nobody waits for any more may take `lands_within` seconds. An
-        export that was not `alone` may count otherwise than it would have before."""
+        export that was not `alone` may count otherwise than it would have before. With `undecided`, a deletion goes on
+        or was broken off, and rows that changed wait for the next one."""
         bases, table, ignored = self.bases(before, day), before.of(day), set(touched)
         good = {id: row for id, row in table.items() if row.fits}
+        undecided = undecided or (day in before.files and before.files[day].undecided)
         afterwards = [good] if replace or discard else [merged(base, table) for base in bases]
+        if undecided and not discard:
+            afterwards += [merged_undecided(base, table) for base in bases]
         now = self.look()
         found = now.stored(day)
         if any(answer.done for answer in answers):
@@ -227,11 +232,11 @@ class Player:
         if alone and len(answers) == 1 and len(bases) == 1 and answers[0].result is not None and not ignored:
             # What is discarded is not compared: every row is new then.
             stored = {} if discard else before.stored(day)
-            self._check_numbers(before, now, day, answers[0].result, stored, good)
+            self._check_numbers(before, now, day, answers[0].result, stored, good, undecided=undecided)
         return now
 
     def _check_numbers(
-        self, before: Seen, now: Seen, day: Day, result: dict[str, Any], stored: Rows, good: Rows
+        self, before: Seen, now: Seen, day: Day, result: dict[str, Any], stored: Rows, good: Rows, *, undecided: bool
     ) -> None:
         file = now.files[day]
         truth: dict[str, Any] = {
@@ -246,11 +251,16 @@ class Player:
         }
         if self.archive.knows_etags:
             truth["etag"] = file.etag
-        if result["outcome"] != "replaced" and not truth["left"]:
+        if undecided:
+            del truth["changed"], truth["left"]
+        elif result["outcome"] != "replaced" and not truth["left"]:
             truth["kept"] = len(stored.keys() - good.keys())
         wrong = {name: (result.get(name), value) for name, value in truth.items() if result.get(name) != value}
         wrote = file is not before.files.get(day)
-        if wrote == (result["outcome"] == "unchanged"):
+        same = now.stored(day) == before.stored(day) and day in before.files
+        # The same rows may be written anew, to say that they were seen again.
+        unchanged = result["outcome"] == "unchanged"
+        if (wrote and unchanged and not same) or not (wrote or unchanged):
             wrong["outcome"] = (result["outcome"], "a new file" if wrote else "the same file")
         if wrong:
             raise Violation(f"the result says otherwise than the file (said, is): {wrong}")
@@ -279,7 +289,7 @@ class Player:
         bad = sum(1 for row in table.values() if not row.fits)
         truth = {"deleted": len(gone), "changed_ids": changed, "late_ids": late}
         if self.archive.knows_etags:
-            truth["etag"] = before.files[day].etag
+            truth["etag"] = now.files[day].etag
         if not held:
             truth |= {"changed": len(changed), "late": len(late), "left": bad, "busy": 0}
         elif not len(exact & held) <= result["busy"] <= len(held):

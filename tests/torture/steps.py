@@ -178,7 +178,7 @@ class Steps(Story):
         if not deletion.done:
             self.player.expect_error(deletion, "Conflict")
         self.player.expect_deleted(before, day, deletion, before.of(day).keys() | touched)
-        self.player.expect_exported(before, day, [export], touched, alone=False)
+        self.player.expect_exported(before, day, [export], touched, alone=False, undecided=True)
         return f"{sorted(touched)} touched: {deletion} / {export}"
 
     def deletion_overtaken(self, rng: Random, day: Day) -> str:
@@ -201,7 +201,7 @@ class Steps(Story):
         if not deletion.done:
             self.player.expect_error(deletion, "Conflict")
         self.player.expect_deleted(before, day, deletion, before.of(day).keys() | touched)
-        self.player.expect_exported(before, day, [export], touched, alone=False)
+        self.player.expect_exported(before, day, [export], touched, alone=False, undecided=True)
         return f"{stop}, {sorted(touched)} touched: {deletion} / {export}"
 
     def two_deletions_at_once(self, rng: Random, day: Day) -> str:
@@ -311,7 +311,9 @@ class Steps(Story):
         self.player.expect_exported(before, day, [left])
         assert left.result is not None
         said = {row["id"] for row in left.result["left_rows"]}
-        if said != set(self._spoiled(day)):
+        spoiled, stored = set(self._spoiled(day)), before.files.get(day)
+        # Beside them, those that wait for the end of a deletion.
+        if said != spoiled and not (stored is not None and stored.undecided and said >= spoiled):
             raise Violation(f"left in the database: {self._spoiled(day)}, but said: {said}")
         return str(left)
 

@@ -35,6 +35,7 @@ EXPORT_STEPS = (
 COPY_STEPS = ("copying", "copied")
 DELETE_STEPS = (
     "delete-verifying",
+    "delete-stamping",
     "delete-locking",
     "delete-deleting",
     "delete-committing",

@@ -1,0 +1,126 @@
+//! What a day's file says of its deletion: before the first row goes, and after the last one has gone.
+
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+
+use super::{Deletion, overtaken};
+use crate::deleted;
+use crate::error::{Error, Result};
+use crate::merge::check_newer;
+use crate::position::Position;
+use crate::publish::{interrupted_publish, publish};
+use crate::remaining::Remaining;
+use crate::runtime::block_on;
+use crate::schema::meta;
+use crate::stamp::stamp;
+use crate::steps::{Step, reached};
+use crate::store::Write;
+use crate::stored::StoredDay;
+use crate::verify::{Differences, verify};
+use crate::writer::FileFacts;
+
+/// How many earlier versions of the same rows a file names.
+const REMEMBERED_VERSIONS: usize = 16;
+
+/// How often what the file says is written again, when other deletions of the same rows get in the way.
+const ROUNDS: u32 = 8;
+
+impl Deletion<'_> {
+    /// Before the first row goes: the store knows that rows of this day are going, and the file until when its rows were seen
+    /// in the database. Whoever has seen less, such as a standby that lags, cannot write over it from then on.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        let (position, time) = self.source.position(self.cancel)?;
+        let accept_moved = self.options.accept_moved_database;
+        check_newer(&self.stored, &self.source.shown(), Some(&position), accept_moved)?;
+        let tally = self.stored.recorded.clone().unwrap_or_default();
+        let prefix = &self.options.prefix;
+        block_on(self.cancel, deleted::add(self.store, prefix, self.stored.day, &tally))?;
+        let remaining = Remaining::begun(self.stored.remaining.as_ref());
+        self.stamp(&position, time, &remaining)
+    }
+
+    /// After the last row has gone: the file says which rows the database still has.
+    pub(super) fn end(&mut self, rest: &Differences) -> Result<()> {
+        let Some(position) = rest.position.clone() else {
+            return Err(Error::internal("the database does not say where in its history it is"));
+        };
+        let mut ids: Vec<i64> = rest.changed.iter().chain(&rest.unchanged).copied().collect();
+        ids.sort_unstable();
+        let before = self.stored.remaining.as_ref().unwrap_or(&Remaining::Unknown);
+        let remaining = before.ended(ids.into_iter());
+        self.stamp(&position, rest.snapshot_time, &remaining)
+    }
+
+    /// Writes the file anew, with the same rows, over the version that was verified, and reads it back.
+    fn stamp(&mut self, position: &Position, snapshot_time: DateTime<Utc>, remaining: &Remaining) -> Result<()> {
+        reached(self.stored.day, Step::DeleteStamping);
+        for _ in 1..ROUNDS {
+            match self.try_stamp(position, snapshot_time, remaining) {
+                // Another deletion of the same rows says its own.
+                Err(Error::Conflict { .. }) if self.has_same_rows()? => {}
+                ended => return ended,
+            }
+        }
+        self.try_stamp(position, snapshot_time, remaining)
+    }
+
+    fn try_stamp(&mut self, position: &Position, snapshot_time: DateTime<Utc>, remaining: &Remaining) -> Result<()> {
+        let run_id = uuid::Uuid::new_v4().to_string();
+        let facts = FileFacts {
+            day: self.stored.day,
+            source: self.source.shown(),
+            run_id: run_id.clone(),
+            snapshot_time,
+            position: Some(position.clone()),
+            remaining: Some(remaining.clone()),
+            same_rows_as: self.earlier(),
+        };
+        let (spool, file) = stamp(&self.stored, &facts, None)?;
+        let about = [
+            (meta::ROWS, file.tally.rows.to_string()),
+            (meta::SHA256, file.sha256.clone()),
+        ];
+        let (key, over) = (self.stored.key.clone(), Write::Replace(self.stored.etag.clone()));
+        let written = publish(self.store, &key, spool.into_bytes()?, over, &run_id, &about);
+        let etag =
+            block_on(self.cancel, written).map_err(|error| interrupted_publish(self.store, &key, &run_id, error))?;
+        let found = verify(self.store, &self.options.prefix, self.stored.day, self.cancel)?.stored;
+        if found.etag == etag && found.sha256 != file.sha256 {
+            return Err(Error::Mismatch {
+                message: format!(
+                    "{} holds other bytes than were written to it; delete no rows",
+                    self.store.url_of(&key)
+                ),
+                key,
+            });
+        }
+        if found.etag != etag && !found.same_rows_as.contains(&etag) {
+            return Err(overtaken(self.store, &key));
+        }
+        self.take(found);
+        Ok(())
+    }
+
+    /// Whether the file that is there now has the rows of the version that was verified; then it is taken for it.
+    pub(super) fn has_same_rows(&mut self) -> Result<bool> {
+        let found = verify(self.store, &self.options.prefix, self.stored.day, self.cancel)?.stored;
+        let same = found.same_rows_as.contains(&self.stored.etag);
+        if same {
+            self.take(found);
+        }
+        Ok(same)
+    }
+
+    fn take(&mut self, verified: StoredDay) {
+        self.stored = verified;
+        self.checked = Instant::now();
+    }
+
+    /// The version that is about to be written over, and those before it: whoever has verified one of them knows these rows.
+    fn earlier(&self) -> Vec<String> {
+        let mut etags = self.stored.same_rows_as.clone();
+        etags.push(self.stored.etag.clone());
+        etags.split_off(etags.len().saturating_sub(REMEMBERED_VERSIONS))
+    }
+}
