@@ -168,12 +168,15 @@ def half(answer: Response) -> bytes:
 
 class PostgresProxy:
     """Passes bytes on. After `cut_after` bytes from the server, or when the server has answered what the client sent as
-    `lose_reply_to`, both sides are hung up; once, after which nothing is armed."""
+    `lose_reply_to` (but for the first `skip` times), both sides are hung up; once, after which nothing is armed."""
 
     def __init__(self, port: int) -> None:
         self.upstream = port
         self.cut_after: int | None = None
         self.lose_reply_to: bytes | None = None
+        self.skip = 0
+        self.nth: int | None = None
+        self.nth_is_sent = False
         self.hits = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._accept, daemon=True).start()
@@ -187,8 +190,15 @@ class PostgresProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def disarm(self) -> None:
-        self.cut_after = self.lose_reply_to = None
+    def strike(self, nth: int, *, lost: bool) -> None:
+        """The n-th statement from now on is not sent, or sent and its answer `lost`."""
+        self.hits, self.nth_is_sent, self.nth = 0, lost, nth
+
+    def disarm(self) -> int:
+        """How often it struck since it was armed."""
+        self.cut_after = self.lose_reply_to = self.nth = None
+        hits, self.hits = self.hits, 0
+        return hits
 
     def _accept(self) -> None:
         while True:
@@ -206,10 +216,21 @@ class PostgresProxy:
         """From the client."""
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
+                if self.nth is not None and data[:1] == b"Q":
+                    self.nth -= 1
+                    if self.nth == 0:
+                        self.nth = None
+                        if not self.nth_is_sent:
+                            self.hits += 1
+                            break
+                        losing.set()
                 wanted = self.lose_reply_to
                 if wanted is not None and wanted in data and data[:1] == b"Q":
-                    self.lose_reply_to = None
-                    losing.set()
+                    if self.skip:
+                        self.skip -= 1
+                    else:
+                        self.lose_reply_to = None
+                        losing.set()
                 server.sendall(data)
         _hang_up(client, server)
 

@@ -123,6 +123,10 @@ def _finish(player: Player, story: Faults) -> None:
     for day in sorted({*story.days, *(row.date for row in player.seen.table.values())}):
         story.repair(day)
         story.export(rng, day)
+        if day in player.seen.files and player.seen.files[day].undecided:
+            # What a deletion that was broken off has left open, the next one decides.
+            story.delete(rng, day)
+            story.export(rng, day)
     seen, site = player.seen, player.site
     for id in site.versions.keys() - site.deleted - site.discarded:
         last = site.last(id)
