@@ -11,7 +11,7 @@ use chrono::SecondsFormat;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
 use crate::merge::differs;
-use crate::publish::heeds_conditions;
+use crate::publish::ignored_conditions;
 use crate::remaining::Remaining;
 use crate::rows::{Match, RowIndex, RowIndexBuilder};
 use crate::runtime::{Cancel, block_on};
@@ -178,13 +178,15 @@ fn check_store(store: &Store, options: &DeleteOptions, cancel: &Cancel) -> Resul
             }
         )));
     }
-    if block_on(cancel, heeds_conditions(store, &options.prefix))? {
+    let ignored = block_on(cancel, ignored_conditions(store, &options.prefix))?;
+    if ignored.is_empty() {
         return Ok(());
     }
     Err(Error::refused(format!(
-        "{} overwrites objects although the write was conditional (If-None-Match, If-Match), so two exports at once could lose rows \
-         there; use a store that heeds conditions",
-        store.url()
+        "{} ignores conditions of requests ({}), so a file could be overwritten or another one read unnoticed, and rows be lost; \
+         use a store that heeds conditions, without a proxy that drops them",
+        store.url(),
+        ignored.join(", ")
     )))
 }
 

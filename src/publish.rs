@@ -156,22 +156,27 @@ pub fn interrupted_publish(store: &Store, key: &str, run_id: &str, error: Error)
     }
 }
 
-/// Whether the store refuses a write whose condition is not met. Tried once a process and store, on an object of its
-/// own below the prefix, which stays.
+/// Whether the store heeds every condition of [`ignored_conditions`].
 pub async fn heeds_conditions(store: &Store, prefix: &Prefix) -> Result<bool> {
-    static KNOWN: PerProcess<Mutex<HashMap<String, bool>>> = PerProcess::new();
-    if let Some(known) = KNOWN.lock().get(store.id()) {
-        return Ok(*known);
-    }
-    let heeds = refuses(store, &prefix.probe_key()).await?;
-    KNOWN.lock().insert(store.id().to_owned(), heeds);
-    Ok(heeds)
+    Ok(ignored_conditions(store, prefix).await?.is_empty())
 }
 
-/// [`heeds_conditions`], found out anew; and what was written can be read.
-pub async fn probe(store: &Store, prefix: &Prefix) -> Result<bool> {
+/// The conditions on writes and reads that the store ignores, by name. Tried once a process and store, on an object of
+/// its own below the prefix, which stays.
+pub async fn ignored_conditions(store: &Store, prefix: &Prefix) -> Result<Vec<&'static str>> {
+    static KNOWN: PerProcess<Mutex<HashMap<String, Vec<&'static str>>>> = PerProcess::new();
+    if let Some(known) = KNOWN.lock().get(store.id()) {
+        return Ok(known.clone());
+    }
+    let ignored = ignored(store, &prefix.probe_key()).await?;
+    KNOWN.lock().insert(store.id().to_owned(), ignored.clone());
+    Ok(ignored)
+}
+
+/// [`ignored_conditions`], found out anew; and what was written can be read.
+pub async fn probe(store: &Store, prefix: &Prefix) -> Result<Vec<&'static str>> {
     let key = prefix.probe_key();
-    let heeds = refuses(store, &key).await?;
+    let ignored = ignored(store, &key).await?;
     if !matches!(store.get(&key, Part::All, IfVersion::Any).await?, Got::Found(_)) {
         return Err(Error::Store {
             message: format!("{} was written, and is not there when it is read", store.url_of(&key)),
@@ -179,11 +184,14 @@ pub async fn probe(store: &Store, prefix: &Prefix) -> Result<bool> {
             retryable: true,
         });
     }
-    Ok(heeds)
+    Ok(ignored)
 }
 
-/// Whether writes that have to be refused are.
-async fn refuses(store: &Store, key: &str) -> Result<bool> {
+/// An ETag that no object has.
+const NO_ETAG: &str = "\"00000000000000000000000000000000\"";
+
+/// Tries writes and reads whose conditions are not met.
+async fn ignored(store: &Store, key: &str) -> Result<Vec<&'static str>> {
     let refused = async |write: Write| {
         let probe = Bytes::from_static(b"Whether this store heeds conditions on writes is tried here.\n");
         match store.put(key, probe, write, &[]).await {
@@ -194,6 +202,19 @@ async fn refuses(store: &Store, key: &str) -> Result<bool> {
     };
     // The first creation succeeds if nobody was here before.
     let create = refused(Write::Create).await? || refused(Write::Create).await?;
-    let replace = refused(Write::Replace("\"00000000000000000000000000000000\"".to_owned())).await?;
-    Ok(create && replace)
+    let replace = refused(Write::Replace(NO_ETAG.to_owned())).await?;
+    let is = store.heeds(key, IfVersion::Is(NO_ETAG.to_owned())).await?;
+    let is_not = match store.get(key, Part::Tail(1), IfVersion::Any).await? {
+        Got::Found(found) => store.heeds(key, IfVersion::IsNot(found.etag)).await?,
+        _ => true,
+    };
+    Ok([
+        (create, "If-None-Match on writes"),
+        (replace, "If-Match on writes"),
+        (is, "If-Match on reads"),
+        (is_not, "If-None-Match on reads"),
+    ]
+    .into_iter()
+    .filter_map(|(heeded, name)| (!heeded).then_some(name))
+    .collect())
 }

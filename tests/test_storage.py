@@ -128,7 +128,7 @@ def test_a_profile_gives_its_keys_and_region(tmp_path: Path) -> None:
     assert options == {"region": "eu-north-1", "access_key_id": "AKIAP", "secret_access_key": "s"}
 
 
-def test_an_unsigned_storage_is_anonymous_and_one_without_keys_is_left_to_the_environment() -> None:
+def test_an_unsigned_storage_is_anonymous_and_one_without_keys_has_none() -> None:
     unsigned = Archive(client_config=Config(signature_version=botocore.UNSIGNED))
     assert resolve(unsigned).options["anonymous"] == "true"
     assert resolve(Archive()) == ("s3://archive/some/where", {"region": "us-east-1"}, None)

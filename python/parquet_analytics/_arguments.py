@@ -87,11 +87,13 @@ def projects(values: Iterable[str] | None) -> list[str] | None:
 
 
 def open_store(storage: Any, options: Mapping[str, str] | None) -> _native.Store:
-    """The store behind a URL with options, or behind a Django storage object."""
+    """The store behind a URL with options, or behind a Django storage object, which decides everything: for a URL the
+    environment says what is left open."""
     if options is not None and not isinstance(storage, str):
         raise ConfigurationError("storage_options belong to a URL; a storage object brings its own settings")
     url, settings, credentials = resolve(storage)
-    return _native.Store(url, {**settings, **(options or {})}, credentials)
+    environment = isinstance(storage, str)
+    return _native.Store(url, {**settings, **(options or {})}, credentials, environment=environment)
 
 
 _SOURCES = (

@@ -69,8 +69,12 @@ class ParquetAnalyticsExporter:
         return "/".join(part for part in (self._store.url.rstrip("/"), self._prefix) if part)
 
     def probe(self) -> bool:
-        """Find out whether the store heeds conditions on writes, on which deletion depends. Writes and reads a small
-        object below ``_derived/``; :class:`PermissionDenied` and other :class:`StoreError` when it cannot."""
+        """Find out whether the store heeds conditions on writes and reads, on which deletion depends. Writes and reads
+        a small object below ``_derived/``; :class:`PermissionDenied` and other :class:`StoreError` when it cannot."""
+        return not self.ignored_conditions()
+
+    def ignored_conditions(self) -> list[str]:
+        """The conditions that :meth:`probe` finds the store to ignore, such as "If-Match on reads"; none is right."""
         return self._store.probe(self._prefix)
 
     def get_parquet_path(

@@ -1,11 +1,13 @@
 """From what a caller calls a storage (a URL, a Django storage object, nothing) to a URL and options of a store.
 
 Needs neither Django nor boto3 itself: a Django storage object is recognized by its class, and an S3 storage is asked
-for its own client, so that profiles, roles and configuration files mean here what they mean there.
+for its own client, so that profiles, roles and configuration files mean here what they mean there. What the client has
+settled when it was made counts, whatever the environment says since.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import uuid
@@ -25,8 +27,9 @@ _SUPPORTED = (
 # Parameters of uploads that other readers of the bucket might care about, but nobody who reads page views.
 _WITHOUT_EFFECT = {"CacheControl", "ContentDisposition", "ContentLanguage", "ContentType", "Expires"}
 _OWN_ENDPOINT = re.compile(r"https://s3([.-][a-z]{2}(-[a-z]+)+-\d+)?\.amazonaws\.com(\.cn)?/?")
-# These give every caller in the process the same rights, so that they are known by their name.
+# These give every caller in the process the same rights, so that they are known by their name and what they go by.
 _PROCESS_WIDE = {"iam-role", "container-role", "env", "assume-role-with-web-identity"}
+_RIGHTS = ("AWS_PROFILE", "AWS_ROLE_ARN", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")
 
 _names: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 
@@ -121,7 +124,7 @@ def _s3(storage: Any) -> Resolved:
         raise ConfigurationError(f"{name} has no bucket_name; set it in STORAGES OPTIONS or as AWS_STORAGE_BUCKET_NAME")
     client = storage.connection.meta.client
     location = str(storage.location or "").strip("/")
-    options = _endpoint(client) | _transport(storage, client) | _uploads(storage, name)
+    options = _endpoint(client) | _transport(client) | _uploads(storage, name)
     keys, credentials = _credentials(storage, client)
     return Resolved(f"s3://{bucket}/{location}".rstrip("/"), options | keys, credentials)
 
@@ -141,19 +144,17 @@ def _endpoint(client: Any) -> dict[str, str]:
     return options
 
 
-def _transport(storage: Any, client: Any) -> dict[str, str]:
+def _transport(client: Any) -> dict[str, str]:
+    """The client's certificates and proxy: the storage's, or those that it took from the environment for itself."""
     options = {}
-    verify = getattr(storage, "verify", None)
-    if verify is None:
-        verify = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
-    if verify is False:
+    session = client._endpoint.http_session
+    if session._verify is False:
         options["verify"] = "false"
-    elif isinstance(verify, (str, os.PathLike)) and os.fspath(verify):
-        options["ca_bundle"] = os.fspath(verify)
-    proxies = client.meta.config.proxies or {}
-    scheme = (client.meta.endpoint_url or "https").split(":", 1)[0]
-    if proxies.get(scheme):
-        options["proxy_url"] = proxies[scheme]
+    elif isinstance(session._verify, (str, os.PathLike)):
+        options["ca_bundle"] = os.fspath(session._verify)
+    proxy = session._proxy_config.proxy_url_for(client.meta.endpoint_url)
+    if proxy:
+        options["proxy_url"] = proxy
     return options
 
 
@@ -194,7 +195,7 @@ def _credentials(storage: Any, client: Any) -> tuple[dict[str, str], SessionCred
         return {"anonymous": "true"}, None  # botocore.UNSIGNED
     credentials = client._request_signer._credentials
     if credentials is None:
-        return {}, None  # The store looks for itself, and says how to give some.
+        return {}, None  # A request is an error that says how to give some.
     if hasattr(credentials, "refresh_needed"):
         return {}, SessionCredentials(credentials, _identity(storage, credentials))
     frozen = credentials.get_frozen_credentials()
@@ -206,10 +207,13 @@ def _credentials(storage: Any, client: Any) -> tuple[dict[str, str], SessionCred
 
 def _identity(storage: Any, credentials: Any) -> str:
     method = str(getattr(credentials, "method", None) or "session")
-    if method in _PROCESS_WIDE and not getattr(storage, "session_profile", None):
-        return method
-    # Whose rights these are cannot be told from outside, so they are this object's.
-    return _names.setdefault(storage, f"{method}-{uuid.uuid4()}")
+    whose = str(uuid.uuid4())  # Whose rights these are cannot be told from outside, so they are this object's.
+    made = getattr(type(storage), "_create_session", None)
+    by_itself = str(getattr(made, "__module__", "")).startswith("storages.")
+    if method in _PROCESS_WIDE and by_itself and not getattr(storage, "session_profile", None):
+        about = "\0".join(os.environ.get(name, "") for name in _RIGHTS)
+        whose = hashlib.sha256(about.encode(errors="surrogateescape")).hexdigest()[:16]
+    return _names.setdefault(storage, f"{method}-{whose}")
 
 
 def _text(value: object) -> str:

@@ -16,7 +16,8 @@ use crate::store::{Credentials, Keys, Store};
 use super::errors::{OrRaise, Secret};
 use super::run::run_quietly;
 
-/// A store by URL and options. Opening does no I/O.
+/// A store by URL and options. Opening does no I/O. Without `environment`, variables such as `AWS_ENDPOINT_URL` and
+/// `HTTPS_PROXY` do not count.
 #[pyclass(frozen, name = "Store", module = "parquet_analytics._native")]
 pub struct PyStore {
     pub inner: Store,
@@ -25,12 +26,13 @@ pub struct PyStore {
 #[pymethods]
 impl PyStore {
     #[new]
-    #[pyo3(signature = (url, options, credentials = None))]
+    #[pyo3(signature = (url, options, credentials = None, *, environment = true))]
     fn new(
         py: Python<'_>,
         url: Secret,
         options: BTreeMap<String, Secret>,
         credentials: Option<Bound<'_, PyAny>>,
+        environment: bool,
     ) -> PyResult<Self> {
         let session = match credentials {
             None => None,
@@ -41,7 +43,12 @@ impl PyStore {
             }
         };
         let options = options.into_iter().map(|(name, value)| (name, value.0)).collect();
-        let inner = py.detach(|| Store::open_for(&url.0, &options, session));
+        let open = if environment {
+            Store::open_for
+        } else {
+            Store::open_exactly
+        };
+        let inner = py.detach(|| open(&url.0, &options, session));
         Ok(Self {
             inner: inner.or_raise()?,
         })
@@ -53,8 +60,8 @@ impl PyStore {
         self.inner.url()
     }
 
-    /// Whether the store heeds conditions on writes, found out anew. Writes and reads the probe object.
-    fn probe(&self, py: Python<'_>, prefix: &str) -> PyResult<bool> {
+    /// The conditions that the store ignores, by name, found out anew. Writes and reads the probe object.
+    fn probe(&self, py: Python<'_>, prefix: &str) -> PyResult<Vec<&'static str>> {
         let prefix: Prefix = prefix.parse().or_raise()?;
         run_quietly(py, |cancel| block_on(cancel, probe(&self.inner, &prefix)))
     }

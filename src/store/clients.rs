@@ -22,6 +22,9 @@ use crate::process::PerProcess;
 /// So many clients are kept; credentials that change make new ones.
 const KEPT_CLIENTS: usize = 32;
 
+/// Names and addresses.
+const EVERY_HOST: &str = "*, 0.0.0.0/0, ::/0";
+
 pub(super) type Client = Arc<dyn ObjectStore>;
 
 /// What it takes to make a client.
@@ -155,7 +158,7 @@ impl Target {
                 None => return Err(Error::internal("a credentials callback was announced but not given")),
             },
             Auth::Ambient(env) => builder.with_credentials(Arc::new(Ambient(ambient(options, env).map_err(fail)?))),
-            Auth::Nothing => builder.with_credentials(Arc::new(NoCredentials)),
+            Auth::Nothing(why) => builder.with_credentials(Arc::new(NoCredentials(why))),
         };
         let client: AmazonS3 = builder.build().map_err(fail)?;
         Ok(Arc::new(client))
@@ -199,6 +202,11 @@ impl Http {
             .with_default_content_type("application/vnd.apache.parquet");
         if let Some(proxy) = &self.proxy_url {
             options = options.with_proxy_url(proxy);
+        } else if !self.environment {
+            // A proxy for no host at all takes the place of those that the environment names.
+            options = options
+                .with_proxy_url("http://127.0.0.1")
+                .with_proxy_excludes(EVERY_HOST);
         }
         if let Some(bundle) = &self.ca_bundle {
             let pem = std::fs::read(bundle)

@@ -131,18 +131,16 @@ impl CredentialProvider for Ambient {
     }
 }
 
-/// `EC2` instance metadata is switched off and nothing else gives keys.
+/// There are no keys, and nobody is to be asked for any: why.
 #[derive(Debug)]
-pub(super) struct NoCredentials;
+pub(super) struct NoCredentials(pub &'static str);
 
 #[async_trait]
 impl CredentialProvider for NoCredentials {
     type Credential = AwsCredential;
 
     async fn get_credential(&self) -> object_store::Result<Arc<AwsCredential>> {
-        Err(failed(
-            "the environment gives none and AWS_EC2_METADATA_DISABLED is set",
-        ))
+        Err(failed(self.0))
     }
 }
 

@@ -2,6 +2,7 @@
 //! wrong. Of an answer only its code and message are shown, never its body, which can hold a token.
 
 use super::http::Answer;
+use super::refusal::{Refusal, denied_action, denied_key, refusal};
 use super::url::Location;
 use super::{Kind, Write};
 use crate::error::{Error, Result};
@@ -20,6 +21,8 @@ pub(super) struct Context<'a> {
     pub region: Option<&'a str>,
     /// None is the provider's own.
     pub endpoint: Option<&'a str>,
+    /// Whether what is not given may come from the environment.
+    pub environment: bool,
     pub key: &'a str,
     pub full_key: &'a str,
     pub doing: Doing,
@@ -34,12 +37,17 @@ pub(super) enum Meaning {
     /// An access key, its secret or its token is wrong.
     BadCredentials,
     WrongRegion,
+    /// Something else that is known.
+    Refused(Refusal),
     Other,
 }
 
 impl Answer {
     pub fn meaning(&self) -> Meaning {
         let code = self.code.as_deref().unwrap_or_default();
+        if let Some(refusal) = refusal(self.status, code, self.message.as_deref().unwrap_or_default()) {
+            return Meaning::Refused(refusal);
+        }
         match code {
             "NoSuchKey" | "BlobNotFound" => return Meaning::NoSuchKey,
             "NoSuchBucket" | "ContainerNotFound" | "InvalidBucketName" => return Meaning::NoSuchBucket,
@@ -57,13 +65,8 @@ impl Answer {
             | "IllegalLocationConstraintException" => {
                 return Meaning::WrongRegion;
             }
-            "AccessDenied"
-            | "AllAccessDisabled"
-            | "AccountProblem"
-            | "AuthorizationPermissionMismatch"
-            | "AuthorizationFailure" => {
-                return Meaning::Denied;
-            }
+            "AuthorizationPermissionMismatch" | "AuthorizationFailure" => return Meaning::Denied,
+            code if code.contains("AccessDenied") => return Meaning::Denied,
             _ => {}
         }
         match self.status {
@@ -87,9 +90,14 @@ impl Context<'_> {
         let bucket = &self.location.bucket;
         let doing = self.doing();
         if let Some(why) = &answer.credentials {
+            let advice = if self.environment {
+                "set the storage options access_key_id and secret_access_key, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the \
+                 environment, or give the machine a role"
+            } else {
+                "give the storage access_key and secret_key or a session_profile, or the machine a role, and start the process again"
+            };
             return Error::configuration(format!(
-                "{doing}: there are no credentials for the store: {why}; set the storage options access_key_id and secret_access_key, \
-                 or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or give the machine a role"
+                "{doing}: there are no credentials for the store: {why}; {advice}"
             ));
         }
         if let Some(cause) = &answer.transport {
@@ -122,8 +130,16 @@ impl Context<'_> {
             }
             Meaning::Denied => Error::Permission {
                 key: self.key.to_owned(),
-                message: format!("{doing}: access denied; {}{said}", self.permission()),
+                message: format!("{doing}: access denied; {}{said}", self.permission(answer)),
             },
+            Meaning::Refused(Refusal { why, retryable }) => {
+                let status = answer.status.unwrap_or_default();
+                Error::Store {
+                    key: Some(self.key.to_owned()),
+                    message: format!("{doing}: {why}; the store answered with status {status}{said}"),
+                    retryable,
+                }
+            }
             Meaning::NoSuchKey | Meaning::Other => {
                 let status = answer.status.unwrap_or_default();
                 let message = if status == 404 && self.doing != Doing::Deleting && answer.meaning() == Meaning::Other {
@@ -192,10 +208,26 @@ impl Context<'_> {
         }
     }
 
-    fn permission(&self) -> String {
+    fn permission(&self, answer: &Answer) -> String {
         let (bucket, key) = (&self.location.bucket, self.full_key);
         match self.location.kind {
             Kind::S3 => {
+                let message = answer.message.as_deref().unwrap_or_default();
+                let explicitly = if message.contains("explicit deny") {
+                    "; a policy denies it explicitly, which no grant outweighs: look for its conditions (encryption, network, account)"
+                } else {
+                    ""
+                };
+                if let Some(needed) = denied_key(answer.code.as_deref().unwrap_or_default(), message, self.doing) {
+                    return format!(
+                        "the credentials need {needed} on the KMS key that encrypts the object, in its key policy or in theirs{explicitly}"
+                    );
+                }
+                if let Some(action) = denied_action(message) {
+                    let on = if action == "s3:ListBucket" { "" } else { key };
+                    let slash = if on.is_empty() { "" } else { "/" };
+                    return format!("the credentials need {action} on arn:aws:s3:::{bucket}{slash}{on}{explicitly}");
+                }
                 let action = match self.doing {
                     Doing::Reading => "s3:GetObject",
                     Doing::Writing => "s3:PutObject",

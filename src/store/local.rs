@@ -45,10 +45,8 @@ impl Folder {
             });
         }
         let etag = etag(&meta);
-        match version {
-            IfVersion::Is(known) if *known != etag => return Ok(Got::Changed),
-            IfVersion::IsNot(known) if *known == etag => return Ok(Got::Same),
-            _ => {}
+        if let Some(other) = version.other_than_asked(&etag) {
+            return Ok(other);
         }
         let size = meta.len();
         let range = span(key, part, size)?;

@@ -7,6 +7,7 @@ mod error;
 mod http;
 mod local;
 mod options;
+mod refusal;
 mod remote;
 mod url;
 
@@ -64,6 +65,18 @@ pub enum IfVersion {
     Is(String),
     /// Only when it is no longer this ETag: [`Got::Same`] otherwise.
     IsNot(String),
+}
+
+impl IfVersion {
+    /// What an answer with this ETag is, where it is not the object that was asked for. Every read goes by it, so that
+    /// a store which ignores conditions, or a proxy before one, never passes one version off as another.
+    fn other_than_asked(&self, etag: &str) -> Option<Got> {
+        match self {
+            Self::Is(asked) if asked != etag => Some(Got::Changed),
+            Self::IsNot(known) if known == etag => Some(Got::Same),
+            _ => None,
+        }
+    }
 }
 
 /// The answer to a read.
@@ -191,12 +204,31 @@ impl Store {
         )
     }
 
+    /// [`Self::open_for`] whatever the environment says, for somebody who has decided everything: what the options leave
+    /// open is the provider's own default, and there are no credentials and no proxy but those that are given.
+    pub fn open_exactly(
+        url: &str,
+        options: &BTreeMap<String, String>,
+        credentials: Option<Arc<dyn Credentials>>,
+    ) -> Result<Self> {
+        Self::make(url, options, credentials, None)
+    }
+
     /// [`Self::open_for`] in a given environment.
     pub fn open_with(
         url: &str,
         options: &BTreeMap<String, String>,
         credentials: Option<Arc<dyn Credentials>>,
         env: &Environment,
+    ) -> Result<Self> {
+        Self::make(url, options, credentials, Some(env))
+    }
+
+    fn make(
+        url: &str,
+        options: &BTreeMap<String, String>,
+        credentials: Option<Arc<dyn Credentials>>,
+        env: Option<&Environment>,
     ) -> Result<Self> {
         let location = url::Location::parse(url)?;
         let kind = location.kind;
@@ -271,6 +303,17 @@ impl Store {
         };
         self.count(read, 0);
         Ok(got)
+    }
+
+    /// Whether the store itself heeds the condition of a read: it does not send an object for which it is not met.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn heeds(&self, key: &str, version: IfVersion) -> Result<bool> {
+        if self.folder.is_some() {
+            return Ok(true);
+        }
+        self.target.heeds(key, &version, self.counters.as_deref()).await
     }
 
     /// Writes an object whole, with metadata where the store keeps any, and gives its ETag. A reader sees
@@ -359,7 +402,7 @@ fn id(
     location: &url::Location,
     options: &BTreeMap<String, String>,
     credentials: Option<&dyn Credentials>,
-    env: &Environment,
+    env: Option<&Environment>,
 ) -> String {
     let mut digest = Sha256::new();
     let mut add = |text: &str| {
@@ -371,5 +414,7 @@ fn id(
         add(value);
     }
     add(&credentials.map(Credentials::id).unwrap_or_default());
+    // Without an environment a client has no proxy either.
+    add(if env.is_some() { "environment" } else { "" });
     format!("{}#{:x}", location.url(), digest.finalize())
 }

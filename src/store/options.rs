@@ -1,4 +1,5 @@
-//! The options of a store, by name: typed, defaulted from the environment, and refused when unknown.
+//! The options of a store, by name: typed, defaulted from the environment where that counts, and refused when
+//! unknown.
 //! Nothing here prints a value that can be a secret.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +26,9 @@ pub(super) struct Http {
     pub ca_bundle: Option<String>,
     /// Whether the server's certificate is checked, default true.
     pub verify: bool,
+    /// Whether the environment says what is left open: proxies, keys, the region. Otherwise there is no proxy but
+    /// `proxy_url`.
+    pub environment: bool,
 }
 
 #[derive(Clone)]
@@ -50,8 +54,8 @@ pub(super) enum Auth {
     Ambient(Environment),
     /// A callback.
     Callback,
-    /// Nothing, and looking for an instance's role is switched off.
-    Nothing,
+    /// Nothing, and nobody is to be asked for an instance's role: why.
+    Nothing(&'static str),
 }
 
 #[derive(Clone)]
@@ -78,10 +82,20 @@ pub(super) enum Options {
 /// Takes options out by name; what is left over at the end was not known.
 struct Taker<'a> {
     given: &'a BTreeMap<String, String>,
+    /// None where it does not count.
+    env: Option<&'a Environment>,
     known: BTreeSet<&'static str>,
 }
 
 impl<'a> Taker<'a> {
+    /// A variable of the environment, where that counts.
+    fn var(&self, name: &str) -> Option<&'a str> {
+        self.env?
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
     fn text(&mut self, name: &'static str) -> Option<&'a str> {
         self.known.insert(name);
         self.given
@@ -142,6 +156,7 @@ impl<'a> Taker<'a> {
             proxy_url: self.text("proxy_url").map(str::to_owned),
             ca_bundle: self.text("ca_bundle").map(str::to_owned),
             verify: self.flag("verify")?.unwrap_or(true),
+            environment: self.env.is_some(),
         })
     }
 
@@ -197,15 +212,17 @@ impl<'a> Taker<'a> {
 }
 
 impl Options {
+    /// Without an environment, what is not given is the provider's own default.
     pub fn parse(
         kind: Kind,
         bucket: &str,
         given: &BTreeMap<String, String>,
-        env: &Environment,
+        env: Option<&Environment>,
         callback: bool,
     ) -> Result<Self> {
         let mut taker = Taker {
             given,
+            env,
             known: BTreeSet::new(),
         };
         if callback && kind != Kind::S3 {
@@ -213,9 +230,9 @@ impl Options {
         }
         let options = match kind {
             Kind::Memory | Kind::Local => Self::None,
-            Kind::S3 => Self::S3(Box::new(S3::take(&mut taker, bucket, env, callback)?)),
-            Kind::GoogleCloud => Self::Other(Box::new(Other::google(&mut taker, env)?)),
-            Kind::Azure => Self::Other(Box::new(Other::azure(&mut taker, env)?)),
+            Kind::S3 => Self::S3(Box::new(S3::take(&mut taker, bucket, callback)?)),
+            Kind::GoogleCloud => Self::Other(Box::new(Other::google(&mut taker)?)),
+            Kind::Azure => Self::Other(Box::new(Other::azure(&mut taker)?)),
         };
         taker.finish(match kind {
             Kind::Memory => "a store in memory",
@@ -229,19 +246,23 @@ impl Options {
 }
 
 impl S3 {
-    fn take<'a>(taker: &mut Taker<'a>, bucket: &str, env: &'a Environment, callback: bool) -> Result<Self> {
+    fn take(taker: &mut Taker<'_>, bucket: &str, callback: bool) -> Result<Self> {
         let mut http = taker.http()?;
-        let var = |name: &str| env.get(name).map(String::as_str).filter(|value| !value.is_empty());
         if taker.text("allow_http").is_none() {
-            http.allow_http = var("AWS_ALLOW_HTTP").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+            http.allow_http = taker
+                .var("AWS_ALLOW_HTTP")
+                .is_some_and(|value| value.eq_ignore_ascii_case("true"));
         }
         let region = taker
             .text("region")
-            .or_else(|| var("AWS_REGION"))
-            .or_else(|| var("AWS_DEFAULT_REGION"))
+            .or_else(|| taker.var("AWS_REGION"))
+            .or_else(|| taker.var("AWS_DEFAULT_REGION"))
             .unwrap_or("us-east-1")
             .to_owned();
-        let endpoint = taker.endpoint(var("AWS_ENDPOINT_URL_S3").or_else(|| var("AWS_ENDPOINT_URL")), &http)?;
+        let endpoint = taker
+            .var("AWS_ENDPOINT_URL_S3")
+            .or_else(|| taker.var("AWS_ENDPOINT_URL"));
+        let endpoint = taker.endpoint(endpoint, &http)?;
         let style = taker
             .one_of("addressing_style", &["auto", "path", "virtual"])?
             .unwrap_or("auto");
@@ -259,7 +280,7 @@ impl S3 {
             Some((scheme, host)) if virtual_hosted => format!("{scheme}://{bucket}.{host}"),
             _ => endpoint,
         });
-        let auth = Auth::take(taker, env, callback)?;
+        let auth = Auth::take(taker, callback)?;
         let algorithm = taker.one_of("server_side_encryption", &["AES256", "aws:kms", "aws:kms:dsse"])?;
         let kms_key_id = taker.text("kms_key_id").map(str::to_owned);
         let bucket_key = taker.flag("bucket_key")?;
@@ -296,7 +317,7 @@ impl S3 {
 
 impl Auth {
     /// Explicit keys, then a callback, then what the environment has, in the order of AWS's own tools.
-    fn take(taker: &mut Taker<'_>, env: &Environment, callback: bool) -> Result<Self> {
+    fn take(taker: &mut Taker<'_>, callback: bool) -> Result<Self> {
         let anonymous = taker.flag("anonymous")?.unwrap_or(false);
         let given = (
             taker.text("access_key_id"),
@@ -304,7 +325,7 @@ impl Auth {
             taker.text("session_token"),
         );
         let refuse = |why: &str| Err(Error::configuration(why));
-        let var = |name: &str| env.get(name).map(String::as_str).filter(|value| !value.is_empty());
+        let var = |name: &str| taker.var(name);
         let keys = |(id, secret, token): (Option<&str>, Option<&str>, Option<&str>)| match (id, secret) {
             (Some(id), Some(secret)) => Some(Self::Keys {
                 access_key_id: id.to_owned(),
@@ -334,6 +355,9 @@ impl Auth {
         if callback {
             return Ok(Self::Callback);
         }
+        if taker.env.is_none() {
+            return Ok(Self::Nothing("its own client found none"));
+        }
         let from_env = (
             var("AWS_ACCESS_KEY_ID"),
             var("AWS_SECRET_ACCESS_KEY"),
@@ -362,16 +386,18 @@ impl Auth {
             .keys()
             .any(|name| name.contains("TOKEN_FILE") || name.contains("CREDENTIALS"));
         if !elsewhere && var("AWS_EC2_METADATA_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-            return Ok(Self::Nothing);
+            return Ok(Self::Nothing(
+                "the environment gives none and AWS_EC2_METADATA_DISABLED is set",
+            ));
         }
         Ok(Self::Ambient(ambient))
     }
 }
 
 impl Other {
-    fn google(taker: &mut Taker<'_>, env: &Environment) -> Result<Self> {
+    fn google(taker: &mut Taker<'_>) -> Result<Self> {
         let http = taker.http()?;
-        let mut settings = from_environment(env, "GOOGLE_");
+        let mut settings = from_environment(taker.env, "GOOGLE_");
         settings.extend(
             taker
                 .text("service_account_path")
@@ -388,9 +414,9 @@ impl Other {
         Ok(Self { http, settings })
     }
 
-    fn azure(taker: &mut Taker<'_>, env: &Environment) -> Result<Self> {
+    fn azure(taker: &mut Taker<'_>) -> Result<Self> {
         let http = taker.http()?;
-        let mut settings = from_environment(env, "AZURE_");
+        let mut settings = from_environment(taker.env, "AZURE_");
         for (name, setting) in [
             ("account_name", "azure_storage_account_name"),
             ("account_key", "azure_storage_account_key"),
@@ -410,20 +436,21 @@ impl Other {
     }
 }
 
-fn from_environment(env: &Environment, prefix: &str) -> Vec<(String, String)> {
-    let ours = env.iter().filter(|(name, _)| name.starts_with(prefix));
+fn from_environment(env: Option<&Environment>, prefix: &str) -> Vec<(String, String)> {
+    let ours = env.into_iter().flatten().filter(|(name, _)| name.starts_with(prefix));
     ours.map(|(name, value)| (name.to_ascii_lowercase(), value.clone()))
         .collect()
 }
 
 /// The part of the environment that decides where a store is and who may read it.
-pub(super) fn relevant(kind: Kind, env: &Environment) -> impl Iterator<Item = (&String, &String)> {
+pub(super) fn relevant(kind: Kind, env: Option<&Environment>) -> impl Iterator<Item = (&String, &String)> {
     let prefix = match kind {
         Kind::S3 => Some("AWS_"),
         Kind::GoogleCloud => Some("GOOGLE_"),
         Kind::Azure => Some("AZURE_"),
         Kind::Memory | Kind::Local => None,
     };
-    env.iter()
+    env.into_iter()
+        .flatten()
         .filter(move |(name, _)| prefix.is_some_and(|prefix| name.starts_with(prefix)))
 }

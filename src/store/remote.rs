@@ -15,6 +15,7 @@ use super::clients::{Client, Target};
 use super::error::{Context, Doing, Meaning, conflict};
 use super::http::Trace;
 use super::options::Options;
+use super::refusal::Refusal;
 use super::{Counters, Fetched, Got, IfVersion, Kind, NotPut, Part, Write, span};
 use crate::error::{Error, Result};
 
@@ -27,14 +28,19 @@ const AZURE_ATTEMPTS: usize = 3;
 
 impl Target {
     fn context<'a>(&'a self, doing: Doing, key: &'a str, full_key: &'a str) -> Context<'a> {
-        let (region, endpoint) = match &self.options {
-            Options::S3(options) => (Some(options.region.as_str()), options.endpoint.as_deref()),
-            _ => (None, None),
+        let (region, endpoint, environment) = match &self.options {
+            Options::S3(options) => (
+                Some(options.region.as_str()),
+                options.endpoint.as_deref(),
+                options.http.environment,
+            ),
+            _ => (None, None, true),
         };
         Context {
             location: &self.location,
             region,
             endpoint,
+            environment,
             key,
             full_key,
             doing,
@@ -57,22 +63,43 @@ impl Target {
             .read(&client, &context, &path, part, version, false, counters)
             .await?;
         match got {
-            Read::Got(got) => Ok(got),
+            Read::Got(got) | Read::Ignored(got) => Ok(got),
             // An object without bytes has no last byte. Its ETag comes with a request for everything, which is nothing.
             Read::OutOfRange if matches!(part, Part::Tail(_)) => {
                 match self
                     .read(&client, &context, &path, &Part::All, version, false, counters)
                     .await?
                 {
-                    Read::Got(got) => cut(key, part, got),
+                    Read::Got(got) | Read::Ignored(got) => cut(key, part, got),
                     Read::OutOfRange => Err(context.broken("the store refuses to give the whole object", false)),
                 }
             }
             Read::OutOfRange => match part {
+                // A refusal has no ETag, and a store that ignores the condition gives it for another, shorter object.
+                Part::Range(range) if matches!(version, IfVersion::Is(_)) => {
+                    let first = Part::Range(0..1);
+                    match self
+                        .read(&client, &context, &path, &first, version, false, counters)
+                        .await?
+                    {
+                        Read::Got(Got::Found(_)) | Read::OutOfRange => Err(context.beyond_end(range.start, range.end)),
+                        Read::Got(other) | Read::Ignored(other) => Ok(other),
+                    }
+                }
                 Part::Range(range) => Err(context.beyond_end(range.start, range.end)),
                 _ => Err(context.broken("the store refuses to give the whole object", false)),
             },
         }
+    }
+
+    /// Whether the store answers a read as its condition wants it.
+    pub async fn heeds(&self, key: &str, version: &IfVersion, counters: Option<&Counters>) -> Result<bool> {
+        let full_key = self.location.full_key(key)?;
+        let path = parse(&full_key)?;
+        let context = self.context(Doing::Reading, key, &full_key);
+        let client = self.client()?;
+        let read = self.read(&client, &context, &path, &Part::All, version, false, counters);
+        Ok(!matches!(read.await?, Read::Ignored(_)))
     }
 
     /// Azure refuses suffix ranges: the size first, then a range of that very version.
@@ -91,7 +118,7 @@ impl Target {
                 .await?
             {
                 Read::Got(Got::Found(head)) => head,
-                Read::Got(other) => return Ok(other),
+                Read::Got(other) | Read::Ignored(other) => return Ok(other),
                 Read::OutOfRange => return Err(context.broken("the store refuses to tell the object's size", false)),
             };
             if head.size == 0 {
@@ -102,8 +129,8 @@ impl Target {
                 .read(client, context, path, &part, &IfVersion::Is(head.etag), false, counters)
                 .await?
             {
-                Read::Got(Got::Changed) if !matches!(version, IfVersion::Is(_)) => {}
-                Read::Got(got) => return Ok(got),
+                Read::Got(Got::Changed) | Read::Ignored(Got::Changed) if !matches!(version, IfVersion::Is(_)) => {}
+                Read::Got(got) | Read::Ignored(got) => return Ok(got),
                 Read::OutOfRange => {}
             }
         }
@@ -178,6 +205,11 @@ impl Target {
                 false,
             ));
         }
+        let etag = our_etag(kind, etag, result.meta.version.as_deref());
+        // Before the size is looked at, which is another object's then.
+        if let Some(other) = version.other_than_asked(&etag) {
+            return Ok(Read::Ignored(other));
+        }
         if !head {
             let wanted = span(context.key, part, size)?;
             if result.range != wanted || bytes.len() as u64 != wanted.end - wanted.start {
@@ -190,7 +222,6 @@ impl Target {
             }
         }
         let metadata = metadata_of(kind, &result.attributes);
-        let etag = our_etag(kind, etag, result.meta.version.as_deref());
         Ok(Read::Got(Got::Found(Fetched {
             bytes,
             offset: result.range.start,
@@ -267,7 +298,13 @@ impl Target {
                 conflict(key, write)
             }
             // Two conditional writes at the same moment: S3 lets one of them through.
-            Err(_) if conditional && answer.status == Some(409) => conflict(key, write),
+            Err(_)
+                if conditional
+                    && answer.status == Some(409)
+                    && !matches!(answer.meaning(), Meaning::Refused(Refusal { retryable: false, .. })) =>
+            {
+                conflict(key, write)
+            }
             Err(error) => context.explain(&error, &answer),
         };
         // A success that cannot be understood: an error in a body with status 200, or a proxy's page.
@@ -300,8 +337,12 @@ impl Target {
             Err(object_store::Error::NotFound { .. }) if answer.meaning() != Meaning::NoSuchBucket => Ok(()),
             Err(error) => {
                 // S3 deletes in bulk: the answer for a key is inside one with status 200.
-                if error.to_string().contains("AccessDenied") {
-                    answer.code = Some("AccessDenied".to_owned());
+                let text = error.to_string();
+                if let Some((_, said)) = text.split_once("DeleteObjects request failed for key ")
+                    && let Some((message, code)) = said.rsplit_once(" (code: ")
+                {
+                    answer.code = Some(code.trim_end_matches(')').to_owned());
+                    answer.message = message.strip_prefix(&format!("{path}: ")).map(str::to_owned);
                 }
                 Err(context.explain(&error, &answer))
             }
@@ -322,6 +363,8 @@ impl Target {
 
 enum Read {
     Got(Got),
+    /// What would have been right to answer: the store sent an object although the condition was not met.
+    Ignored(Got),
     /// The store says that the range begins after the object's end.
     OutOfRange,
 }

@@ -23,6 +23,7 @@ mod services;
 mod sort;
 mod store;
 mod store_local;
+mod store_refusals;
 mod store_s3;
 mod support;
 mod writer;

@@ -484,3 +484,36 @@ fn a_read_is_one_request_with_range_and_condition_and_no_listing() {
     );
     assert!(requests[2].contains("if-none-match: \"e\"\r\n"), "{}", requests[2]);
 }
+
+#[test]
+fn an_answer_of_another_version_than_asked_for_is_never_taken_for_it() {
+    let other = response(
+        "206 Partial Content",
+        &["ETag: \"other\"", LAST_MODIFIED, "Content-Range: bytes 0-1/7"],
+        "co",
+    );
+    let shorter = response(
+        "416 Range Not Satisfiable",
+        &[],
+        "<Error><Code>InvalidRange</Code></Error>",
+    );
+    let first = response(
+        "206 Partial Content",
+        &["ETag: \"other\"", LAST_MODIFIED, "Content-Range: bytes 0-0/1"],
+        "c",
+    );
+    let cut = response(
+        "206 Partial Content",
+        &["ETag: \"other\"", LAST_MODIFIED, "Content-Range: bytes 0-0/1"],
+        "c",
+    );
+    for answers in [vec![other.clone()], vec![shorter, first], vec![cut]] {
+        let store = Script::new(answers).store(&[]);
+        let got = get(&store, "k", Part::Range(0..2), IfVersion::Is("\"asked\"".into())).unwrap();
+        assert!(matches!(got, Got::Changed), "{got:?}");
+    }
+    let store = Script::new(vec![other]).store(&[]);
+    let got = get(&store, "k", Part::Range(0..2), IfVersion::IsNot("\"other\"".into())).unwrap();
+    assert!(matches!(got, Got::Same), "{got:?}");
+    assert!(!run(store.heeds("k", IfVersion::Is("\"asked\"".into()))).unwrap_or(true));
+}

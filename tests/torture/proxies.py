@@ -197,8 +197,7 @@ class PostgresProxy:
     def disarm(self) -> int:
         """How often it struck since it was armed."""
         self.cut_after = self.lose_reply_to = self.nth = None
-        hits, self.hits = self.hits, 0
-        return hits
+        return self.hits
 
     def _accept(self) -> None:
         while True:

@@ -225,17 +225,17 @@ def _store() -> Iterator[Finding]:
     from parquet_analytics.django.runs import exporter
 
     who = exporter()
-    heeds = who.probe()
+    ignored = who.ignored_conditions()
     yield Finding("store", "ok", f"{who.location} can be written and read")
-    if heeds:
+    if not ignored:
         yield Finding("conditional write", "ok", "a second writer is refused")
     else:
         yield Finding(
             "conditional write",
             "failed",
-            f"{who.location} overwrites although the write was conditional",
-            "Two exports at once could lose rows, so deletion is refused. Use a store that heeds If-Match and "
-            "If-None-Match.",
+            f"{who.location} ignores conditions of requests: {', '.join(ignored)}",
+            "Files could be overwritten, or others read, unnoticed, so deletion is refused. Use a store that heeds "
+            "If-Match and If-None-Match, without a proxy that drops them.",
         )
 
 

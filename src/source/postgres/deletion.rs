@@ -114,8 +114,10 @@ impl<'a> Deleter<'a> {
     /// Whether the table has rows of a day at all.
     pub async fn has_rows(&mut self, day: Day) -> Result<bool> {
         let sql = format!("SELECT EXISTS (SELECT 1 {})::text", self.source.of_day(day, self.dates));
-        let options = &self.source.options;
-        is_true(&self.session.query_as(options, "looking for rows", &sql).await?, 0)
+        self.session.query("beginning a transaction", &self.begin).await?;
+        let found = is_true(&self.session.query("looking for rows", &sql).await?, 0);
+        self.session.query("ending the transaction", "ROLLBACK").await?;
+        found
     }
 
     /// Locks those of the day's rows with these ids that nobody else has locked, lets `decide` name the ids of those that

@@ -94,9 +94,14 @@ impl PostgresSource {
     }
 
     /// Where in its history the database is now, and when that is by its clock.
-    pub fn position(&self, cancel: &Cancel) -> Result<(Position, DateTime<Utc>)> {
+    pub fn position(&self, limits: &deletion::Limits, cancel: &Cancel) -> Result<(Position, DateTime<Utc>)> {
+        let options = PostgresOptions {
+            statement_timeout: limits.statement,
+            lock_timeout: limits.lock,
+            ..self.options.clone()
+        };
         block_on(cancel, async {
-            let mut snapshot = Snapshot::begin(&self.options, Some(&self.options.table)).await?;
+            let mut snapshot = Snapshot::begin(&options, Some(&options.table)).await?;
             let time = snapshot.time().await?;
             let position = snapshot.position().await?;
             snapshot.commit().await?;
