@@ -20,7 +20,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import exit_codes
+from parquet_analytics.django import exit_codes, outages
 from parquet_analytics.django.ledger import Ledger, runs
 from parquet_analytics.django.models import Run
 
@@ -426,7 +426,10 @@ def test_a_missing_ledger_says_migrate(postgres: Any, tmp_path: Path) -> None:
         postgres.drop_database(url)
 
 
-def test_a_database_that_is_down_is_named_without_its_password(folder: Path, site_database: str) -> None:
+def test_a_database_that_is_down_is_named_without_its_password(
+    folder: Path, site_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outages, "PATIENCE", 0.5)
     password = connections["default"].settings_dict["PASSWORD"]
     with sites.another("replica", PORT="1"), sites.archive(folder, READ_DATABASE="replica"):
         code, out, err = export("--date", "2026-07-01")

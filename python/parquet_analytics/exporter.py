@@ -107,15 +107,16 @@ class ParquetAnalyticsExporter:
         """Export one day (by default yesterday in UTC), read the file back, and say what was written.
 
         The result has ``date`` ("YYYY-MM-DD"), ``dry_run``, ``outcome`` ("created", "merged", "replaced" or
-        "unchanged"), ``total_records`` (rows of the file), ``total_views``, ``files`` ({key of the day's file: rows}),
-        ``project_files`` and ``organization_files`` (numbers of copies), ``added``, ``changed`` and ``kept`` (rows new
-        to the file, rows of which a copied column changed, stored rows that the source no longer has; with
-        ``discard_stored`` all rows count as added), ``source_records`` and ``source_views`` (of the source alone),
-        ``left`` and ``left_rows`` (see ``on_bad_row``), ``bytes``, ``sha256``, ``etag``, ``run_id``, ``source``,
-        ``snapshot_time``, ``standby`` and ``position`` (whether the source is a standby, and where in its history the
-        snapshot was taken; ``None`` where that means nothing) and ``verified``. A dry run writes nothing;
-        it counts the rows (``total_records`` is ``None`` where only reading them would tell), and its result has
-        ``date``, ``dry_run``, ``total_records``, ``files`` and ``url``.
+        "unchanged"), ``total_records`` (rows of the file), ``total_views``, ``ids`` (the smallest and the greatest of
+        the file, ``None`` without rows), ``files`` ({key of the day's file: rows}), ``project_files`` and
+        ``organization_files`` (numbers of copies), ``added``, ``changed`` and ``kept`` (rows new to the file, rows of
+        which a copied column changed, stored rows that the source no longer has; with ``discard_stored`` all rows
+        count as added), ``source_records`` and ``source_views`` (of the source alone), ``left`` and ``left_rows`` (see
+        ``on_bad_row``), ``bytes``, ``sha256``, ``etag``, ``run_id``, ``source``, ``snapshot_time``, ``standby`` and
+        ``position`` (whether the source is a standby, and where in its history the snapshot was taken; ``None`` where
+        that means nothing) and ``verified``. A dry run writes nothing; it counts the rows (``total_records`` is
+        ``None`` where only reading them would tell), and its result has ``date``, ``dry_run``, ``total_records``,
+        ``files`` and ``url``.
 
         A day that is stored already is merged by id: the source's rows win, rows that only the store has are kept. If
         others write the day at the same time, it is merged again. :class:`StaleSnapshot` when the source shows an

@@ -171,13 +171,14 @@ const LISTED_IDS: usize = 1000;
 fn describe<'py>(py: Python<'py>, exported: &Exported) -> PyResult<Bound<'py, PyDict>> {
     let result = PyDict::new(py);
     let files = PyDict::new(py);
-    let Tally { rows, views, .. } = exported.file.tally;
+    let Tally { rows, views, ids, .. } = exported.file.tally;
     files.set_item(&exported.key, rows)?;
     result.set_item("date", exported.day.to_string())?;
     result.set_item("dry_run", false)?;
     result.set_item("outcome", exported.outcome.to_string())?;
     result.set_item("total_records", rows)?;
     result.set_item("total_views", views)?;
+    result.set_item("ids", ids)?;
     result.set_item("files", files)?;
     result.set_item("project_files", exported.project_copies)?;
     result.set_item("organization_files", exported.organization_copies)?;

@@ -256,9 +256,15 @@ impl AnySource {
     pub fn open(self) -> PyResult<Box<dyn Source>> {
         Ok(match self {
             Self::Postgres(options) => Box::new(PostgresSource::new(*options)),
-            Self::Callable(callable, raised) => Box::new(ArrowSource::per_day(move |day| {
-                Python::attach(|py| stream(callable.bind(py), day).map_err(|error| failed(py, &raised, error)))
-            })),
+            Self::Callable(callable, raised) => {
+                let (asked, failure) = (Python::attach(|py| callable.clone_ref(py)), raised.clone());
+                let open = move |day| {
+                    Python::attach(|py| stream(callable.bind(py), day).map_err(|error| failed(py, &raised, error)))
+                };
+                Box::new(ArrowSource::per_day(open).asking_earlier(move |day| {
+                    Python::attach(|py| earlier(asked.bind(py), day).map_err(|error| failed(py, &failure, error)))
+                }))
+            }
         })
     }
 }
@@ -268,6 +274,14 @@ fn stream(callable: &Bound<'_, PyAny>, day: Day) -> PyResult<Stream> {
         .call1((day.date(),))?
         .extract::<PyRecordBatchReader>()?
         .into_reader()
+}
+
+/// What the callable's method `has_earlier_rows` says, where it has one.
+fn earlier(callable: &Bound<'_, PyAny>, day: Day) -> PyResult<Option<bool>> {
+    match callable.getattr_opt("has_earlier_rows")? {
+        Some(ask) => ask.call1((day.date(),))?.extract(),
+        None => Ok(None),
+    }
 }
 
 fn failed(py: Python<'_>, raised: &Raised, error: PyErr) -> Error {

@@ -27,6 +27,9 @@ const DEFAULT_STATUS: i16 = 200;
 /// A stream of record batches, whoever produces it.
 pub type Stream = Box<dyn RecordBatchReader + Send>;
 
+/// Says whether there are rows of an earlier day; `None` when that is not known.
+pub type AskEarlier = Box<dyn FnMut(Day) -> Result<Option<bool>> + Send>;
+
 /// Opens the stream of one day's rows.
 pub type OpenStream = Box<dyn FnMut(Day) -> Result<Stream> + Send>;
 
@@ -35,6 +38,7 @@ pub type OpenStream = Box<dyn FnMut(Day) -> Result<Stream> + Send>;
 pub struct ArrowSource {
     name: String,
     streams: Streams,
+    earlier: Option<AskEarlier>,
 }
 
 enum Streams {
@@ -48,6 +52,7 @@ impl ArrowSource {
         Self {
             name: "arrow stream".to_owned(),
             streams: Streams::Once(Some(stream)),
+            earlier: None,
         }
     }
 
@@ -56,7 +61,15 @@ impl ArrowSource {
         Self {
             name: "arrow stream per day".to_owned(),
             streams: Streams::PerDay(Box::new(open)),
+            earlier: None,
         }
+    }
+
+    /// Who is asked about earlier days when a day has no rows.
+    #[must_use]
+    pub fn asking_earlier(mut self, ask: impl FnMut(Day) -> Result<Option<bool>> + Send + 'static) -> Self {
+        self.earlier = Some(Box::new(ask));
+        self
     }
 
     /// Names the source in [`Summary::source`] and so in the file's metadata. Give it no secret.
@@ -99,12 +112,17 @@ impl Source for ArrowSource {
                 reading.hand_over(&batch.slice(offset, length), bad_rows, &mut left, sink)?;
             }
         }
+        let handed_over = reading.rows_before - left.len() as u64;
+        let earlier_rows = match &mut self.earlier {
+            Some(ask) if handed_over == 0 => ask(day)?,
+            _ => None,
+        };
         Ok(Summary {
             source: self.name.clone(),
             snapshot_time,
             position: None,
             counted: None,
-            earlier_rows: None,
+            earlier_rows,
             left,
             moved: Vec::new(),
             slugs: None,

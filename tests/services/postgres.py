@@ -66,6 +66,8 @@ class Postgres:
     other_ca: Path  # did not sign the server's certificate
     client_certificate: Path
     client_key: Path
+    command: list[str | Path]
+    log: Path
     _numbers: itertools.count[int] = field(default_factory=itertools.count)
 
     @classmethod
@@ -123,7 +125,20 @@ class Postgres:
                     raise
         version = workspace.run([binaries / "postgres", "--version"]).stdout.split()[2]
         running = cls(
-            workspace, port, password, socket_folder, process, binaries, version, tls, ca, other_ca, certificate, key
+            workspace,
+            port,
+            password,
+            socket_folder,
+            process,
+            binaries,
+            version,
+            tls,
+            ca,
+            other_ca,
+            certificate,
+            key,
+            command,
+            log,
         )
         running._prepare()
         return running
@@ -158,6 +173,11 @@ class Postgres:
     def stop(self) -> None:
         """Fast shutdown: open connections are ended."""
         self.workspace.stop(self.process)
+
+    def start_again(self) -> None:
+        """After `stop`: the same data on the same port."""
+        self.process = self.workspace.spawn(self.command, self.log)
+        wait_until(partial(answers, self.port, self.password), self.process, self.log)
 
     def _prepare(self) -> None:
         with psycopg.connect(self.url, autocommit=True) as connection:

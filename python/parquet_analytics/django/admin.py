@@ -46,7 +46,7 @@ class RunAdmin(_ReadOnly):
     list_per_page = 100
     fieldsets = (
         (None, {"fields": ("day", "kind", "state", "location", "key")}),
-        ("When and where", {"fields": ("started_at", "finished_at", "worker", "task_id")}),
+        ("When and where", {"fields": ("started_at", "finished_at", "snapshot_at", "worker", "task_id")}),
         (
             "The file",
             {
@@ -55,6 +55,7 @@ class RunAdmin(_ReadOnly):
                     "etag",
                     "sha256",
                     "run_id",
+                    "greatest_id",
                     "rows",
                     "views",
                     "bytes",
@@ -65,7 +66,19 @@ class RunAdmin(_ReadOnly):
         ),
         (
             "The rows",
-            {"fields": ("source_rows", "source_views", "added", "changed", "kept", "left", "deleted", "late")},
+            {
+                "fields": (
+                    "source_rows",
+                    "source_views",
+                    "added",
+                    "changed",
+                    "kept",
+                    "vanished",
+                    "left",
+                    "deleted",
+                    "late",
+                )
+            },
         ),
         ("The database", {"fields": ("database", "source", "standby", "position")}),
         ("What went wrong", {"fields": ("error_type", "error", "retryable")}),

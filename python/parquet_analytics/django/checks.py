@@ -78,14 +78,18 @@ def _check_model(time_zone: str | None) -> Iterator[CheckMessage]:
     try:
         found = mapping.PageViewMapping.of(model, conf.settings.FIELDS)
     except ConfigurationError as error:
-        no_zone = "USE_TZ" in str(error)
+        no_zone, composite = "USE_TZ" in str(error), "composite primary key" in str(error)
         yield Error(
             f"{conf.NAME}['FIELDS'] does not fit {model._meta.label}: {error}.",
             "Page views with times need USE_TZ = True."
             if no_zone
             else "Map each column that has another name in the model, as 'field' or 'relation__field'.",
             obj=model,
-            id="parquet_analytics.E008" if no_zone else "parquet_analytics.E005",
+            id="parquet_analytics.E008"
+            if no_zone
+            else "parquet_analytics.E011"
+            if composite
+            else "parquet_analytics.E005",
         )
         return
     local = django_settings.TIME_ZONE not in {"UTC", "Etc/UTC", "GMT"}

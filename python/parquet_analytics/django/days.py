@@ -9,9 +9,12 @@ from collections.abc import Iterator
 
 from parquet_analytics.django.conf import settings
 
-__all__ = ["days", "deletable_before", "end_of", "last_finished", "now", "today"]
+__all__ = ["FIRST", "days", "deletable_before", "end_of", "is_whole", "last_finished", "now", "today", "tomorrow"]
 
 _DAY = datetime.timedelta(days=1)
+
+FIRST = datetime.date(1970, 1, 1)
+"""No site counts views of days before this one, nor of days after tomorrow: rows of such days are odd ones."""
 
 
 def now() -> datetime.datetime:
@@ -23,11 +26,22 @@ def today() -> datetime.date:
     return now().astimezone(zoneinfo.ZoneInfo(settings.DAY_TIME_ZONE)).date()
 
 
+def tomorrow() -> datetime.date:
+    """The newest day that rows can be of: a site may count by a zone further east."""
+    return today() + _DAY
+
+
 def end_of(day: datetime.date) -> datetime.datetime:
     """When a day is over: here, and by UTC, whichever is later."""
     zone = zoneinfo.ZoneInfo(settings.DAY_TIME_ZONE)
     midnight = datetime.datetime.combine(day + _DAY, datetime.time.min)
     return max(midnight.replace(tzinfo=zone).astimezone(datetime.UTC), midnight.replace(tzinfo=datetime.UTC))
+
+
+def is_whole(day: datetime.date, snapshot_at: datetime.datetime | None, started_at: datetime.datetime) -> bool:
+    """Whether what a run exported is the whole day: a snapshot from before its end is without what came after. Runs
+    from before there was such a column go by when they started."""
+    return (snapshot_at or started_at) >= end_of(day)
 
 
 def last_finished() -> datetime.date:

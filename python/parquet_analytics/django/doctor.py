@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from django.db import DatabaseError as DjangoDatabaseError
+from django.db import Error as AnyDatabaseError
 from django.db import ProgrammingError, connections, router
 
 from parquet_analytics.django import days
@@ -47,7 +47,7 @@ def examine() -> Iterator[Finding]:
             yield from check()
         except ParquetAnalyticsError as error:
             yield Finding(name, "failed", str(error), _hint(error))
-        except DjangoDatabaseError as error:
+        except AnyDatabaseError as error:
             about = " ".join(str(error).split())
             yield Finding(name, "failed", f"the database says: {about}", "Look at DATABASES and the server.")
 
@@ -100,6 +100,39 @@ def _database() -> Iterator[Finding]:
     else:
         why = f"read natively, {rows:,} rows on {day}"
     yield Finding("database", "ok", f"{alias!r} ({mapping.model._meta.label}): {why}")
+
+
+def _dates() -> Iterator[Finding]:
+    from parquet_analytics.django.runs import odd_rows
+
+    odd = odd_rows(configured())
+    for each in odd:
+        yield Finding(
+            "dates",
+            "warning",
+            f"the table has rows that are of no day: {each}",
+            "They are neither exported nor deleted. Correct their dates, or delete them.",
+        )
+    if not odd:
+        yield Finding("dates", "ok", "every row is of a day")
+
+
+def _late_rows() -> Iterator[Finding]:
+    from parquet_analytics.django.late import late_days
+    from parquet_analytics.django.runs import exporter
+
+    first = days.last_finished() - datetime.timedelta(days=settings.LOOKBACK_DAYS - 1)
+    late = [str(due.day) for due in late_days(first, exporter().location) if due.late]
+    if late:
+        shown = ", ".join(late[:10]) + (" ..." if len(late) > 10 else "")
+        yield Finding(
+            "late rows",
+            "warning",
+            f"rows came to {len(late)} days after they were verified, and too late for LOOKBACK_DAYS: {shown}",
+            "The nightly task exports them. Without it, run manage.py export_pageviews_to_parquet --date DAY for each.",
+        )
+    else:
+        yield Finding("late rows", "ok", f"none came to verified days before {first}")
 
 
 def _replica() -> Iterator[Finding]:
@@ -183,8 +216,10 @@ def _clock() -> Iterator[Finding]:
         if connections[alias].vendor != "postgresql":
             continue
         with connections[alias].cursor() as cursor:
-            cursor.execute("SELECT clock_timestamp()")
-            yield _skew(f"the database {alias!r}", cursor.fetchone()[0])
+            # Not as a time, which Django gives without its zone where USE_TZ is False.
+            cursor.execute("SELECT extract(epoch FROM clock_timestamp())::float8")
+            told_s = cursor.fetchone()[0]
+            yield _skew(f"the database {alias!r}", datetime.datetime.fromtimestamp(told_s, datetime.UTC))
     if (told := _store_time()) is not None:
         yield _skew("the store", told)
 
@@ -336,6 +371,8 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "settings": _settings,
     "ledger": _ledger,
     "database": _database,
+    "dates": _dates,
+    "late rows": _late_rows,
     "replica": _replica,
     "write database": _write_database,
     "clock": _clock,

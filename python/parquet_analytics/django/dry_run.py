@@ -33,11 +33,12 @@ class Plan:
 
     def of(self, day: datetime.date) -> dict[str, Any]:
         """``rows``, ``bytes`` (``None`` when nothing was exported before), ``keys``, ``url``, ``verified``."""
-        rows = self._mapping.model._base_manager.using(read_alias(self._mapping))
-        rows = rows.filter(**self._mapping.of_days(day, day)).order_by()
+        rows = self._mapping.rows(read_alias(self._mapping))
+        rows = rows.filter(**self._mapping.of_days(day, day))
         slugs: list[str] = []
         if self._per_project or self._per_organization:
-            found = rows.values_list(self._mapping.lookups["project_slug"], flat=True).distinct()
+            exact = self._mapping.exact("project_slug", read_alias(self._mapping))
+            found = rows.values_list(exact, flat=True).distinct()
             slugs = sorted(slug for slug in found if slug)
         planned = self._exporter.export_daily_pageviews(day, dry_run=True, allow_open_day=self._allow_open_day)
         count = planned["total_records"]

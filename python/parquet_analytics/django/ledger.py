@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import logging
 import os
 import socket
 import time
+from dataclasses import dataclass
 from typing import Any
 
-from django.db import DatabaseError, IntegrityError, OperationalError, connections, router, transaction
+from django.db import Error as AnyDatabaseError
+from django.db import IntegrityError, connections, router, transaction
 from django.db.models import QuerySet
 
-from parquet_analytics.django import days
+from parquet_analytics.django import days, outages
 from parquet_analytics.django.models import Run
 from parquet_analytics.exceptions import (
     CommitStateUnknown,
     ConfigurationError,
     CorruptFile,
+    DatabaseError,
     DayIsTaken,
     ParquetAnalyticsError,
     VerificationFailed,
 )
 
-__all__ = ["LEASE", "Ledger", "killed_runs", "latest_verified", "refuse_without_autocommit", "runs"]
+__all__ = ["LEASE", "Ledger", "killed_runs", "latest_verified", "refuse_without_autocommit", "runs", "settle"]
 
 LEASE = datetime.timedelta(seconds=90)
 """How long a day stays taken after the last sign of life of the run that has it."""
@@ -40,14 +44,17 @@ def runs() -> QuerySet[Run]:
     return Run.objects.using(router.db_for_write(Run))
 
 
+@outages.asking
 def latest_verified(location: str, since: datetime.date, until: datetime.date) -> dict[datetime.date, Run]:
-    """For each of these days that has been exported and verified, the last run that did."""
+    """For each of these days that has been exported after its end and verified, the last run that did."""
+    settle()
     found = runs().filter(
         kind=Run.Kind.EXPORT, state=Run.State.VERIFIED, location=location, day__gte=since, day__lte=until
     )
-    return {run.day: run for run in found.order_by("id")}
+    return {run.day: run for run in found.order_by("id") if days.is_whole(run.day, run.snapshot_at, run.started_at)}
 
 
+@outages.asking
 def killed_runs(kind: str, day: datetime.date, location: str) -> int:
     """How many runs in a row have died on this day lately, without any that came to an end."""
     count = 0
@@ -57,6 +64,45 @@ def killed_runs(kind: str, day: datetime.date, location: str) -> int:
             break
         count += 1
     return count
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a run ended: its fields, or ``None`` for one that leaves no row. Its lease says that nobody has taken it for
+    dead meanwhile, and told so."""
+
+    pk: int
+    lease: str
+    fields: dict[str, Any] | None
+
+    def write(self) -> None:
+        mine = runs().filter(pk=self.pk, lease=self.lease)
+        if self.fields is None:
+            mine.delete()
+        else:
+            mine.update(**self.fields)
+
+
+_unwritten: list[_End] = []
+
+
+def settle() -> None:
+    """Write the ends of this process's runs that came while the ledger's database was away."""
+    for end in list(_unwritten):
+        try:
+            with outages.told():
+                end.write()
+        except DatabaseError:
+            raise
+        except AnyDatabaseError:
+            _forget(end)
+            raise
+        _forget(end)
+
+
+def _forget(end: _End) -> None:
+    with contextlib.suppress(ValueError):  # another thread was faster
+        _unwritten.remove(end)
 
 
 class Ledger:
@@ -81,23 +127,45 @@ class Ledger:
         self._needless = True
 
     def __enter__(self) -> Ledger:
+        with contextlib.suppress(DatabaseError):
+            # Also the end of a run of this very day, which would have to be waited for.
+            settle()
+        try:
+            return self._enter()
+        except AnyDatabaseError as error:
+            if not outages.is_away(error) or not outages.reconnect():
+                raise _unreachable(error) from error
+        try:
+            return self._enter(again=True)
+        except AnyDatabaseError as error:
+            raise _unreachable(error) from error
+
+    def _enter(self, *, again: bool = False) -> Ledger:
         for _ in range(5):
+            if again and self._is_in():
+                return self
+            again = False
             self._renewed = time.monotonic()
             self.run.pk = None
             self.run.started_at = days.now()
             self.run.lease, self.run.lease_until = self._lease, days.now() + LEASE
             alias = router.db_for_write(Run)
+            refuse_without_autocommit(alias)
             try:
-                refuse_without_autocommit(alias)
                 with transaction.atomic(using=alias):
                     self.run.save(using=alias, force_insert=True)
             except IntegrityError:
                 self._take_over()
-            except DatabaseError as error:
-                raise _unreachable(error) from error
             else:
                 return self
         raise DayIsTaken(f"{self.run.day}: other runs keep taking this day", day=self.run.day, retryable=True)
+
+    def _is_in(self) -> bool:
+        """Whether it was only the answer that was lost with the connection: then the row is there."""
+        run = self.run
+        found = runs().filter(lease=self._lease, worker=run.worker, started_at=run.started_at).first()
+        run.pk = None if found is None else found.pk
+        return found is not None
 
     def _take_over(self) -> None:
         """Makes room if the run that has the day shows no sign of life."""
@@ -128,10 +196,10 @@ class Ledger:
         self._renewed = time.monotonic()
         try:
             kept = runs().filter(pk=self.run.pk, lease=self._lease).update(lease_until=days.now() + LEASE)
-        except DatabaseError:
+        except AnyDatabaseError:
             # The ledger's database may be away for a moment; the run itself does not need it.
             _log.warning("%s: the lease could not be renewed", self.run.day, exc_info=True)
-            connections[router.db_for_write(Run)].close_if_unusable_or_obsolete()
+            outages.reconnect()
             return
         if not kept:
             raise DayIsTaken(
@@ -149,25 +217,28 @@ class Ledger:
         fields = {
             field.attname: getattr(run, field.attname) for field in Run._meta.concrete_fields if not field.primary_key
         }
-        mine = runs().filter(pk=run.pk, lease=self._lease)
-        if self._needless:
-            mine.delete()
-            return
+        end = _End(run.pk, self._lease, None if self._needless else fields)
+        _unwritten.append(end)
+        stopped = error is not None and not isinstance(error, Exception)
         try:
-            mine.update(**fields)
-        except OperationalError:
-            # A connection that was cut while the export ran, with a pooler restarted say, is opened anew.
-            connection = connections[router.db_for_write(Run)]
-            if connection.in_atomic_block:
-                raise
-            connection.close()
-            mine.update(**fields)
+            # Whoever stops a run does not wait; a connection that was cut meanwhile is opened anew all the same.
+            outages.asking(settle)() if stopped else outages.Patience()(settle)
+        except DatabaseError as away:
+            _log.warning("%s: the end of the run cannot be written yet (%s): %s", run.day, run.state, away)
+            if error is None and not self._needless:
+                raise DatabaseError(
+                    f"{run.day}: the {run.kind} came to its end ({run.state}), and its row in the ledger cannot be "
+                    f"written, so it is looked at again: {away}",
+                    day=run.day,
+                    sqlstate=away.sqlstate,
+                    retryable=True,
+                ) from away
 
     def _failed(self, error: BaseException) -> None:
         run = self.run
         run.error = str(error)[:10_000] or type(error).__name__
         run.error_type = type(error).__name__[:50]
-        run.retryable = bool(getattr(error, "retryable", False))
+        run.retryable = bool(getattr(error, "retryable", False)) or outages.is_away(error)
         if isinstance(error, CommitStateUnknown):
             run.state = Run.State.UNKNOWN
         elif isinstance(error, (VerificationFailed, CorruptFile)):
@@ -190,8 +261,8 @@ def refuse_without_autocommit(alias: str) -> None:
         )
 
 
-def _unreachable(error: DatabaseError) -> ParquetAnalyticsError:
+def _unreachable(error: AnyDatabaseError) -> ParquetAnalyticsError:
     about = " ".join(str(error).split())
-    if isinstance(error, OperationalError):
-        return ConfigurationError(f"the ledger's database cannot be written: {about}", retryable=True)
+    if outages.is_away(error):
+        return DatabaseError(f"the ledger's database cannot be written: {about}", retryable=True)
     return ConfigurationError(f"the ledger has no table in its database; run manage.py migrate: {about}")

@@ -4,30 +4,37 @@ here is not decided here."""
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-from django.db.models import DateField, Q, Sum
+from django.db.models import Case, Count, DateField, F, Q, Sum, When
 from django.db.models.functions import TruncDate
 
 from parquet_analytics.coverage import spans
 from parquet_analytics.django.mapping import PageViewMapping
 from parquet_analytics.django.source import read_alias
-from parquet_analytics.exceptions import BadRow
 from parquet_analytics.querier import Question
 
 __all__ = ["LiveRows"]
 
-_DAY = datetime.timedelta(days=1)
 _CHUNK = 10_000
 _MOST = 2**31 - 1
-_SUM = "parquet_analytics_sum"
+_SUM, _BAD = "parquet_analytics_sum", "parquet_analytics_bad"
+
+_REMEMBERED = 1_000
+_told: set[Any] = set()
+"""Ids of rows that this process has warned of."""
+
+_log = logging.getLogger("parquet_analytics.django")
 
 
 class LiveRows:
-    """The table's rows, through the ORM and the calling thread's connection to the database that is read from."""
+    """The table's rows, through the ORM and the calling thread's connection to the database that is read from. As in
+    files, texts are the same when their bytes are, whatever a collation says, and rows with a value that no file can
+    hold do not count; a warning tells of those once."""
 
     def __init__(self, mapping: PageViewMapping, schema: pa.Schema) -> None:
         self._mapping = mapping
@@ -45,11 +52,13 @@ class LiveRows:
         if chosen is None:
             return self._schema.empty_table()
         if question.summed_by is None:
-            found = chosen.values_list(*self._mapping.lookups.values()).iterator(_CHUNK)
+            bad = Case(When(self._bad(question), then=F(self._mapping.lookups["id"])))
+            found = chosen.values_list(*self._mapping.lookups.values(), bad).iterator(_CHUNK)
             tables = [self._schema.empty_table()]
             # Columns take a tenth of the memory that rows of Python objects do.
             while chunk := list(islice(found, _CHUNK)):
-                tables.append(self._table(chunk))
+                _warn_of(row[-1] for row in chunk)
+                tables.append(self._table([row[:-1] for row in chunk if row[-1] is None]))
             return pa.concat_tables(tables)
         return self._summed(chosen, question, wanted)
 
@@ -59,11 +68,10 @@ class LiveRows:
         date = self._mapping.lookups["date"]
         found = set()
         following = None
-        for day in sorted(days):
+        wanted = sorted(days)
+        for day in wanted:
             if following is None or following < day:
-                rows = self._manager().order_by(date)
-                if day > datetime.date.min:
-                    rows = rows.filter(**self._mapping.later_than(day - _DAY))
+                rows = self._mapping.dated(self._rows(), day, wanted[-1]).order_by(date)
                 following = self._mapping.day_of(rows.values_list(date, flat=True).first())
                 if following is None:
                     break
@@ -71,8 +79,8 @@ class LiveRows:
                 found.add(day)
         return found
 
-    def _manager(self) -> Any:
-        return self._mapping.model._base_manager.using(self.alias)
+    def _rows(self) -> Any:
+        return self._mapping.rows(self.alias)
 
     def _concerned(self, question: Question, hidden: set[int]) -> list[int]:
         """Those of the hidden projects that a question is about: of years of deleted ones, one or none."""
@@ -88,11 +96,14 @@ class LiveRows:
         among = Q()
         for first, last in spans(days):
             among |= Q(**self._mapping.of_days(first, last))
-        chosen = self._manager().filter(among).order_by()
+        chosen = self._rows().filter(among)
         if concerned := self._concerned(question, hidden):
             chosen = chosen.exclude(**{f"{lookups['project_id']}__in": concerned})
         if question.slugs is not None:
+            # The first by an index, the second by bytes.
             chosen = chosen.filter(**{f"{lookups['project_slug']}__in": question.slugs})
+            chosen = chosen.alias(parquet_analytics_slug=self._mapping.exact("project_slug", self.alias))
+            chosen = chosen.filter(parquet_analytics_slug__in=question.slugs)
         if question.project_id is not None:
             chosen = chosen.filter(**{lookups["project_id"]: question.project_id})
         if question.status is not None:
@@ -105,7 +116,12 @@ class LiveRows:
     def _summed(self, chosen: Any, question: Question, days: list[datetime.date]) -> pa.Table:
         by = [column for column in question.summed_by or () if column in self._mapping.lookups]
         groups: list[Any] = [self._group(column) for column in by]
-        sums = chosen.values_list(*groups).annotate(**{_SUM: Sum(self._mapping.lookups["view_count"])})
+        bad = self._bad(question)
+        count = F(self._mapping.lookups["view_count"])
+        # No id, which an index that has all the rest lacks.
+        sums = chosen.values_list(*groups).annotate(
+            **{_SUM: Sum(Case(When(bad, then=None), default=count)), _BAD: Count(Case(When(bad, then=1)))}
+        )
         blank = {
             "id": 0,
             "project_id": question.project_id or 0,
@@ -118,23 +134,36 @@ class LiveRows:
             "status": 200 if question.status is None else question.status,
         }
         rows = []
-        for *values, views in sums:
+        has_bad = False
+        for *values, views, bad_rows in sums:
+            has_bad = has_bad or bad_rows > 0
+            if views is None:
+                continue
             row = blank | dict(zip(by, values, strict=True))
             # A sum may be more than one row can hold.
             while views > _MOST:
                 rows.append(row | {"view_count": _MOST})
                 views -= _MOST
             rows.append(row | {"view_count": views})
-        return pa.Table.from_pylist(rows, schema=self._schema)
+        if has_bad:
+            _warn_of(chosen.filter(bad).values_list(self._mapping.lookups["id"], flat=True)[:10])
+        return self._table([tuple(row[field.name] for field in self._schema) for row in rows], self._schema.names)
+
+    def _bad(self, question: Question) -> Q:
+        """Rows that no file can hold. A slug that is asked for is one that can be held; and sums that are not about
+        versions are spared a look at their ids, for which an index may not be enough."""
+        without = set() if question.slugs is None else {"project_slug"}
+        if question.summed_by is not None and not {"version_id", "version_slug"} & set(question.summed_by):
+            without |= {"version_id", "version_slug"}
+        return self._mapping.bad(self.alias, without)
 
     def _group(self, column: str) -> Any:
-        lookup = self._mapping.lookups[column]
         if column == "date" and self._mapping.timestamps:
-            return TruncDate(lookup, output_field=DateField(), tzinfo=datetime.UTC)
-        return lookup
+            return TruncDate(self._mapping.lookups[column], output_field=DateField(), tzinfo=datetime.UTC)
+        return self._mapping.exact(column, self.alias)
 
-    def _table(self, rows: list[tuple[Any, ...]]) -> pa.Table:
-        names = list(self._mapping.lookups)
+    def _table(self, rows: list[tuple[Any, ...]], names: list[str] | None = None) -> pa.Table:
+        names = names or list(self._mapping.lookups)
         columns = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else {}
         arrays = []
         for field in self._schema:
@@ -143,11 +172,28 @@ class LiveRows:
                 values = [200 if field.name == "status" else None] * len(rows)
             elif field.name == "date":
                 values = [self._mapping.day_of(value) for value in values]
-            try:
-                arrays.append(pa.array(values, type=field.type))
-            except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-                raise BadRow(
-                    f"a row of the table has a value that no file can hold, column {field.name}: {error}",
-                    column=field.name,
-                ) from None
+            if (array := _array(values, field.type)) is None:
+                # What only Python sees, as of a field of the site's own.
+                fits = [_array([value], field.type) is not None for value in values]
+                _warn_of(row[names.index("id")] for row, fit in zip(rows, fits, strict=True) if not fit)
+                return self._table([row for row, fit in zip(rows, fits, strict=True) if fit], names)
+            arrays.append(array)
         return pa.table(arrays, schema=self._schema)
+
+
+def _array(values: Any, kind: pa.DataType) -> pa.Array | None:
+    try:
+        return pa.array(values, type=kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
+
+
+def _warn_of(ids: Iterable[Any]) -> None:
+    for number in ids:
+        if number is not None and number not in _told and len(_told) < _REMEMBERED:
+            _told.add(number)
+            _log.warning(
+                "the row with id %s has a value that no file can hold, so it is not counted; an export of its day says "
+                "which",
+                number,
+            )

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from parquet_analytics.django.days import FIRST
 from parquet_analytics.exceptions import ConfigurationError
 
-__all__ = ["FIELDS", "OPTIONAL", "NativeTables", "PageViewMapping", "configured"]
+__all__ = ["FIELDS", "OPTIONAL", "NativeTables", "PageViewMapping", "all_rows", "configured"]
 
 FIELDS: Mapping[str, str] = {
     "id": "pk",
@@ -29,6 +30,16 @@ FIELDS: Mapping[str, str] = {
 OPTIONAL = frozenset({"version_id", "version_slug", "full_path", "status"})
 
 _TEXTS = frozenset({"project_slug", "version_slug", "path", "full_path"})
+
+# What a file can hold.
+_MOST_TEXT, _MOST_SLUG = (1 << 18) - 1, (1 << 12) - 1
+_RANGES = {
+    "project_id": (-(2**31), 2**31 - 1),
+    "version_id": (-(2**31), 2**31 - 1),
+    "view_count": (0, 2**31 - 1),
+    "status": (0, 2**15 - 1),
+}
+_NARROW = ("AutoField", "IntegerField", "PositiveIntegerField", "SmallAutoField", "SmallIntegerField")
 
 
 class NativeTables(NamedTuple):
@@ -70,6 +81,11 @@ class PageViewMapping:
                     raise ConfigurationError(f"fields[{column!r}] is None, but page views have to have it")
                 continue
             field = _follow(model, column, lookup)[-1]
+            if column == "id" and getattr(field, "column", None) is None:
+                raise ConfigurationError(
+                    f"{model._meta.label} has a composite primary key, and a page view's id has to be one whole number "
+                    "that no other row has; name such a field in fields['id']"
+                )
             if column == "date":
                 if not isinstance(field, models.DateField):
                     raise ConfigurationError(
@@ -94,6 +110,79 @@ class PageViewMapping:
             return {date: since} if since == until else {f"{date}__gte": since, f"{date}__lte": until}
         end = until + datetime.timedelta(days=1)
         return {f"{date}__gte": _midnight(since), f"{date}__lt": _midnight(end)}
+
+    def rows(self, database: str) -> Any:
+        """All rows of the table. No manager is asked: any that a model has, its base manager too, may hide some."""
+        return all_rows(self.model, database)
+
+    def dated(self, rows: Any, since: datetime.date, until: datetime.date) -> Any:
+        """Those of the rows that are of these days, both included, for who wants to know which days there are. What
+        cannot be read as a day is left out: SQLite takes any text for a date."""
+        from django.db import connections
+
+        found = rows.filter(**self.of_days(since, until))
+        if connections[found.db].vendor == "sqlite":
+            found = found.filter(self._readable())
+        return found
+
+    def odd(self, rows: Any, last: datetime.date) -> dict[str, Any]:
+        """The rows that are of no day from the first to the last that there can be, by what is wrong with them."""
+        from django.db import connections
+
+        date = self.lookups["date"]
+        kinds = {
+            "without a date": rows.filter(**{f"{date}__isnull": True}),
+            f"of days before {FIRST}": rows.filter(**self.earlier_than(FIRST)),
+            f"of days after {last}": rows.filter(**self.later_than(last)),
+        }
+        if connections[rows.db].vendor == "sqlite":
+            between = rows.filter(**self.of_days(FIRST, last))
+            kinds["with a date that cannot be read"] = between.exclude(self._readable())
+        return kinds
+
+    def exact(self, column: str, database: str) -> Any:
+        """A column as an expression by which texts are the same when their bytes are, as in files: a collation may call
+        others equal, and so may a type."""
+        from django.db import connections
+        from django.db.models import F, TextField
+        from django.db.models.functions import Cast, Collate
+
+        plain = F(self.lookups[column])
+        collation = {"postgresql": "C", "sqlite": "BINARY"}.get(connections[database].vendor)
+        return plain if column not in _TEXTS or collation is None else Collate(Cast(plain, TextField()), collation)
+
+    def bad(self, database: str, without: Iterable[str] = ()) -> Any:
+        """The condition for rows with a value that no file can hold."""
+        from django.db import connections
+        from django.db.models import Q
+        from django.db.models.lookups import GreaterThan
+
+        found = Q()
+        for column in self.lookups.keys() - {"id", "date", *without}:
+            lookup, field = self.lookups[column], self.field(column)
+            if column not in OPTIONAL or column == "status":
+                found |= Q(**{f"{lookup}__isnull": True})
+            if column == "project_slug":
+                found |= Q(**{lookup: ""})
+            if column in _RANGES and not (column == "version_id" and _is_narrow(field, connections[database])):
+                least, greatest = _RANGES[column]
+                found |= Q(**{f"{lookup}__lt": least}) | Q(**{f"{lookup}__gt": greatest})
+            most = _MOST_SLUG if column.endswith("_slug") else _MOST_TEXT
+            if column in _TEXTS and _may_exceed(field, most):
+                found |= Q(GreaterThan(_bytes_of(lookup, connections[database].vendor), most))
+        return found
+
+    def _readable(self) -> Any:
+        """What SQLite's own functions make the same date of."""
+        from django.db.models import F, Func, TextField, Value
+        from django.db.models.functions import Cast, Coalesce
+        from django.db.models.lookups import Exact
+
+        text = Cast(F(self.lookups["date"]), TextField())
+        if self.timestamps:
+            text = Func(text, function="substr", template="substr(%(expressions)s, 1, 19)", output_field=TextField())
+        same = Func(text, function="datetime" if self.timestamps else "date", output_field=TextField())
+        return Exact(Coalesce(same, Value("", output_field=TextField())), text)
 
     def day_of(self, value: Any) -> datetime.date | None:
         """The UTC day of a value of the model's date."""
@@ -131,7 +220,7 @@ class PageViewMapping:
         relation, slug = self._slug("project")
         if relation is None:
             return None
-        found = relation.related_model._base_manager.using(database).filter(**{f"{slug.name}__in": list(slugs)})
+        found = all_rows(relation.related_model, database).filter(**{f"{slug.name}__in": list(slugs)})
         return set(found.values_list(relation.target_field.attname, flat=True))
 
     def native_tables(self) -> NativeTables | str:
@@ -175,6 +264,13 @@ class PageViewMapping:
         if '"' in table or slug.model._meta.db_table != table or hasattr(slug, "from_db_value"):
             return None, None
         return relation, slug
+
+
+def all_rows(model: Any, database: str | None) -> Any:
+    """The rows of a model's table, whatever its managers hide."""
+    from django.db.models import QuerySet
+
+    return QuerySet(model, using=database)
 
 
 def configured() -> PageViewMapping:
@@ -223,6 +319,29 @@ def _check_kind(model: Any, column: str, lookup: str, field: Any) -> None:
             f"{model._meta.label}.{lookup} is a {type(field).__name__}, and {column} has to be {kind}; name another "
             f"field in fields[{column!r}]" + (", or None for a model without it" if column in OPTIONAL else "")
         )
+
+
+def _is_narrow(field: Any, connection: Any) -> bool:
+    """Whether the database itself has no greater numbers; elsewhere a column is looked at that an index may lack."""
+    kind = getattr(field, "target_field", field).get_internal_type()
+    return connection.vendor == "postgresql" and kind in _NARROW
+
+
+def _may_exceed(field: Any, most: int) -> bool:
+    """Whether a text may have more bytes, of which a character takes four at most."""
+    length = getattr(field, "max_length", None)
+    return length is None or 4 * length > most
+
+
+def _bytes_of(lookup: str, vendor: str) -> Any:
+    """How many bytes a text has."""
+    from django.db.models import BinaryField, F, Func, IntegerField, TextField
+    from django.db.models.functions import Cast
+
+    if vendor == "sqlite":
+        return Func(Cast(F(lookup), BinaryField()), function="length", output_field=IntegerField())
+    function = "octet_length" if vendor == "postgresql" else "length"
+    return Func(Cast(F(lookup), TextField()), function=function, output_field=IntegerField())
 
 
 def _midnight(day: datetime.date) -> datetime.datetime:

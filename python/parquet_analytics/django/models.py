@@ -3,9 +3,46 @@ from working on one day at once. What a row goes through is in ``docs/operations
 
 from __future__ import annotations
 
+import datetime
+import zoneinfo
+from typing import Any
+
+from django.conf import settings
 from django.db import models
 
-__all__ = ["Erasure", "Run"]
+__all__ = ["Erasure", "MomentField", "Run"]
+
+
+class MomentField(models.DateTimeField):
+    """A moment, which is always an aware time in Python, also where Django is told to know of no time zones
+    (``USE_TZ = False``). The database has what it has with ``USE_TZ = True``, so that the setting can be changed: the
+    moment itself in PostgreSQL, else UTC without saying so."""
+
+    def deconstruct(self) -> Any:
+        name, _, arguments, named = super().deconstruct()
+        return name, "django.db.models.DateTimeField", arguments, named
+
+    def pre_save(self, model_instance: models.Model, add: bool) -> Any:
+        if self.auto_now_add and add:
+            setattr(model_instance, self.attname, datetime.datetime.now(datetime.UTC))
+        return getattr(model_instance, self.attname)
+
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
+        if not prepared:
+            value = self.get_prep_value(value)
+        zoned = isinstance(value, datetime.datetime) and value.tzinfo is not None
+        if zoned and not settings.USE_TZ and not connection.features.supports_timezones:
+            value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+        return super().get_db_prep_value(value, connection, True)
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:  # noqa: ARG002 - Django's signature
+        if not isinstance(value, datetime.datetime):
+            return value
+        if value.tzinfo is None:
+            # PostgreSQL has put it into the zone that Django told it.
+            told = connection.features.supports_timezones
+            value = value.replace(tzinfo=zoneinfo.ZoneInfo(settings.TIME_ZONE) if told else datetime.UTC)
+        return value.astimezone(datetime.UTC)
 
 
 class Run(models.Model):
@@ -33,10 +70,10 @@ class Run(models.Model):
     # NULL when nobody holds it; unique, so that two runs of one day cannot both have it. No session locks: they mean
     # nothing behind a pooler.
     lease = models.CharField(max_length=80, null=True, unique=True, editable=False)  # noqa: DJ001
-    lease_until = models.DateTimeField(null=True, editable=False)
+    lease_until: Any = MomentField(null=True, editable=False)
 
-    started_at = models.DateTimeField()
-    finished_at = models.DateTimeField(null=True)
+    started_at: Any = MomentField()
+    finished_at: Any = MomentField(null=True)
     worker = models.CharField(max_length=200, help_text="Host and process.")
     task_id = models.CharField(max_length=200, blank=True, help_text="Of Celery, when a task ran it.")
 
@@ -48,6 +85,8 @@ class Run(models.Model):
     # Known from the beginning, so that copies are looked for also where the run was killed.
     per_project = models.BooleanField(default=False, help_text="Whether copies for projects were to be written.")
     per_organization = models.BooleanField(default=False, help_text="Whether copies for organizations were.")
+    snapshot_at: Any = MomentField(null=True, help_text="When the database was as it was exported.")
+    greatest_id = models.BigIntegerField(null=True, help_text="In the file.")
     rows = models.BigIntegerField(null=True, help_text="In the file.")
     views = models.BigIntegerField(null=True, help_text="In the file.")
     bytes = models.BigIntegerField(null=True, help_text="Of the file.")
@@ -56,6 +95,10 @@ class Run(models.Model):
     added = models.BigIntegerField(null=True, help_text="Rows that the file did not have before.")
     changed = models.BigIntegerField(null=True, help_text="Rows that changed, or stayed because they had changed.")
     kept = models.BigIntegerField(null=True, help_text="Rows that only the store has.")
+    vanished = models.BigIntegerField(
+        null=True,
+        help_text="Of those, rows that the database lost although nobody had deleted them by way of the ledger.",
+    )
     left = models.BigIntegerField(null=True, help_text="Rows with a value that no file can hold.")
     deleted = models.BigIntegerField(null=True, help_text="Rows.")
     late = models.BigIntegerField(null=True, help_text="Rows that stayed because the file does not have them.")
@@ -86,9 +129,9 @@ class Erasure(models.Model):
     organizations = models.JSONField(
         default=list, help_text="Slugs of those that it was in, whose copies have its rows."
     )
-    requested_at = models.DateTimeField(auto_now_add=True)
-    recorded_at = models.DateTimeField(null=True, help_text="When every reader of the store was told.")
-    finished_at = models.DateTimeField(null=True, help_text="When its rows had gone from every file.")
+    requested_at: Any = MomentField(auto_now_add=True)
+    recorded_at: Any = MomentField(null=True, help_text="When every reader of the store was told.")
+    finished_at: Any = MomentField(null=True, help_text="When its rows had gone from every file.")
     error = models.TextField(blank=True)
 
     class Meta:

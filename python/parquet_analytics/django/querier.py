@@ -282,7 +282,8 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         try:
             with self._savepoint(alias):
                 found.hidden = hidden_projects()
-                for kind, day, state in wanted.order_by("id").values_list("kind", "day", "state"):
+                columns = ("kind", "day", "state", "snapshot_at", "started_at")
+                for kind, day, state, *taken in wanted.order_by("id").values_list(*columns):
                     if kind == Run.Kind.DELETE:
                         found.deleted.add(day)
                         continue
@@ -291,7 +292,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
                             found.deleted.discard(day)
                         continue
                     found.known.add(day)
-                    if state == Run.State.VERIFIED:
+                    if state == Run.State.VERIFIED and days.is_whole(day, *taken):
                         found.verified.add(day)
                     elif state == Run.State.MISMATCH:
                         found.verified.discard(day)

@@ -8,16 +8,35 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from parquet_analytics.django import days, organizations, signals
+from parquet_analytics.django import days, organizations, outages, signals
 from parquet_analytics.django.conf import settings
 from parquet_analytics.django.ledger import Ledger, latest_verified, runs
 from parquet_analytics.django.mapping import PageViewMapping, configured
 from parquet_analytics.django.models import Run
-from parquet_analytics.exceptions import ConfigurationError, DatabaseError, DayHasNoRows, DayIsTaken, DeletionRefused
+from parquet_analytics.exceptions import (
+    ConfigurationError,
+    DatabaseError,
+    DayHasNoRows,
+    DayIsTaken,
+    DeletionRefused,
+    SourceError,
+)
 
-__all__ = ["Due", "delete_day", "due_days", "export_day", "exporter", "first_day", "table_days"]
+__all__ = [
+    "Due",
+    "Odd",
+    "counted",
+    "delete_day",
+    "due_days",
+    "export_day",
+    "exporter",
+    "first_day",
+    "odd_rows",
+    "page_views",
+    "table_days",
+]
 
 _log = logging.getLogger("parquet_analytics.django")
 
@@ -58,7 +77,8 @@ def export_day(
 
     # Asked once: what is recorded is what was read.
     alias = read_alias(configured())
-    who = ParquetAnalyticsExporter(source=configured_source(day, alias=alias))
+    source = configured_source(day, alias=alias)
+    who = ParquetAnalyticsExporter(source=source)
     per_project = settings.PER_PROJECT if per_project is None else per_project
     per_organization = settings.PER_ORGANIZATION if per_organization is None else per_organization
     ledger = Ledger(Run.Kind.EXPORT, day, who.location, database=alias, task_id=task_id)
@@ -72,17 +92,20 @@ def export_day(
     run = ledger.run
     run.per_project, run.per_organization = per_project, per_organization
     try:
-        with ledger:
+        with outages.told(), ledger, outages.told():
             done = latest_verified(who.location, day, day).get(day) if unless_done else None
             if done is not None:
-                now, expected = _counted(configured(), done)
+                now, expected = counted(configured(), done)
                 if now == expected:
                     ledger.needless()
                     return done, {}
             run.key = who.get_parquet_path(day)
+            # Asked before, while a failure to ask spoils nothing.
+            known, may_vanish = _vanished_before(day, who.location), _may_vanish(day, who.location)
             try:
                 result = _export(
                     who,
+                    source,
                     day,
                     per_project=per_project,
                     per_organization=organizations.members() if per_organization else None,
@@ -94,6 +117,7 @@ def export_day(
                     ledger.needless()
                 raise
             _record(run, result)
+            run.vanished = run.kept if may_vanish else min(run.kept or 0, known)
             run.state = Run.State.VERIFIED
     except DayIsTaken:
         raise
@@ -103,10 +127,43 @@ def export_day(
         signals.tell(signals.run_failed, run=run, error=error)
         raise
     signals.tell(signals.run_finished, run=run)
+    if run.vanished is not None and run.vanished > known:
+        _log.warning(
+            "%s: the table has lost %s rows of this day, which are kept in the archive", day, f"{run.vanished:,}"
+        )
+        signals.tell(signals.rows_vanished, day=day, rows=run.vanished, run=run)
     return run, result
 
 
-def _export(who: Any, day: datetime.date, **options: Any) -> dict[str, Any]:
+@outages.asking
+def _vanished_before(day: datetime.date, location: str) -> int:
+    """What the export before said: a deletion since then has not brought those rows back."""
+    found = runs().filter(day=day, kind=Run.Kind.EXPORT, state=Run.State.VERIFIED, location=location)
+    return found.order_by("-id").values_list("vanished", flat=True).first() or 0
+
+
+@outages.asking
+def _may_vanish(day: datetime.date, location: str) -> bool:
+    """Whether rows that only the store has went from the table in another way than by a deletion of ours, or because
+    they were old."""
+    return day >= days.deletable_before() and not _has_deletion(day, location)
+
+
+_NOTHING_DELETED = ("ConfigurationError", "DeletionRefused", "InvalidInput")
+
+
+def _has_deletion(day: datetime.date, location: str) -> bool:
+    """Whether rows of the day may have been deleted by us since it was last restored whole."""
+    since = runs().filter(day=day, location=location, kind__in=[Run.Kind.DELETE, Run.Kind.RESTORE]).order_by("-id")
+    for run in since:
+        if run.kind == Run.Kind.DELETE and run.error_type not in _NOTHING_DELETED:
+            return True
+        if run.kind == Run.Kind.RESTORE and run.state == Run.State.DONE and not run.left:
+            return False
+    return False
+
+
+def _export(who: Any, source: Any, day: datetime.date, **options: Any) -> dict[str, Any]:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return who.export_daily_pageviews(day, **options)
@@ -115,6 +172,12 @@ def _export(who: Any, day: datetime.date, **options: Any) -> dict[str, Any]:
                 raise
             _log.warning("%s: attempt %s was broken off by the standby, begun again: %s", day, attempt, error)
             time.sleep(attempt)
+        except SourceError as error:
+            # An Arrow stream hands on what its producer says, and not what that means.
+            failure = getattr(source, "failure", None)
+            if failure is None or not outages.is_away(failure):
+                raise
+            raise DatabaseError(str(error), day=day, retryable=True) from failure
     raise AssertionError("unreachable")
 
 
@@ -126,6 +189,8 @@ def _record(run: Run, result: dict[str, Any]) -> None:
     run.added, run.changed, run.kept, run.left = (result[name] for name in ("added", "changed", "kept", "left"))
     run.source = result["source"][:500]
     run.standby, run.position = result["standby"], result["position"] or ""
+    run.snapshot_at = datetime.datetime.fromisoformat(result["snapshot_time"])
+    run.greatest_id = None if result["ids"] is None else result["ids"][1]
 
 
 def delete_day(
@@ -147,7 +212,9 @@ def delete_day(
         )
     if day not in latest_verified(who.location, day, day):
         raise DeletionRefused(
-            f"{day}: the ledger knows of no verified export of this day to {who.location}; export it first", day=day
+            f"{day}: the ledger knows of no verified export of this day to {who.location}, made after its end; export "
+            "it first",
+            day=day,
         )
     alias = write_alias(configured())
     ledger = Ledger(Run.Kind.DELETE, day, who.location, database=alias, task_id=task_id)
@@ -159,7 +226,7 @@ def delete_day(
 
     run = ledger.run
     try:
-        with ledger:
+        with outages.told(), ledger, outages.told():
             run.key = who.get_parquet_path(day)
             database = configured_source(write=True, alias=alias)
             if not isinstance(database, PostgresSource):
@@ -196,6 +263,7 @@ class Due:
     keeps what it has of those, or erases it, and nobody has to look."""
 
 
+@outages.asking
 def due_days(since: datetime.date, until: datetime.date, location: str) -> list[Due]:
     """Those of these days, the oldest first, that have no verified export although the table begins before them, and
     those of which the table has other rows than when they were exported."""
@@ -209,18 +277,19 @@ def due_days(since: datetime.date, until: datetime.date, location: str) -> list[
             if first is not None and first <= day:
                 due.append(Due(day, None))
             continue
-        now, expected = _counted(mapping, run)
+        now, expected = counted(mapping, run)
         if now != expected:
             due.append(Due(day, run, late=any(found > before for found, before in zip(now, expected, strict=True))))
     return due
 
 
-def _counted(mapping: PageViewMapping, run: Run) -> tuple[tuple[int, int], tuple[int, int]]:
+@outages.asking
+def counted(mapping: PageViewMapping, run: Run) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and views of a verified day in the table, now and as they would be if nothing had changed since."""
     from django.db.models import Count, Sum
 
-    found = _rows(mapping).filter(**mapping.of_days(run.day, run.day))
-    counted = found.aggregate(rows=Count("pk"), views=Sum(mapping.lookups["view_count"]))
+    found = page_views(mapping).filter(**mapping.of_days(run.day, run.day))
+    counted = found.aggregate(rows=Count("*"), views=Sum(mapping.lookups["view_count"]))
     now = (counted["rows"], counted["views"] or 0)
     later = runs().filter(
         day=run.day, location=run.location, id__gt=run.pk, kind__in=[Run.Kind.DELETE, Run.Kind.RESTORE]
@@ -240,16 +309,20 @@ def _counted(mapping: PageViewMapping, run: Run) -> tuple[tuple[int, int], tuple
     return now, before
 
 
+@outages.asking
 def first_day(mapping: PageViewMapping) -> datetime.date | None:
     """The oldest day in the table."""
     date = mapping.lookups["date"]
-    return mapping.day_of(_rows(mapping).order_by(date).values_list(date, flat=True).first())
+    rows = mapping.dated(page_views(mapping), days.FIRST, days.tomorrow())
+    return mapping.day_of(rows.order_by(date).values_list(date, flat=True).first())
 
 
+@outages.asking
 def table_days(mapping: PageViewMapping, until: datetime.date) -> list[datetime.date]:
     """The days before ``until`` that the table has rows of, each found by one look at the index on the date."""
     date = mapping.lookups["date"]
-    rows = _rows(mapping).filter(**mapping.earlier_than(until)).order_by(date).values_list(date, flat=True)
+    rows = mapping.dated(page_views(mapping), days.FIRST, until - datetime.timedelta(days=1))
+    rows = rows.order_by(date).values_list(date, flat=True)
     found = []
     day = mapping.day_of(rows.first())
     while day is not None:
@@ -258,7 +331,31 @@ def table_days(mapping: PageViewMapping, until: datetime.date) -> list[datetime.
     return found
 
 
-def _rows(mapping: PageViewMapping) -> Any:
+def page_views(mapping: PageViewMapping) -> Any:
+    """The rows of the table that is read from."""
     from parquet_analytics.django.source import read_alias
 
-    return mapping.model._base_manager.using(read_alias(mapping))
+    return mapping.rows(read_alias(mapping))
+
+
+class Odd(NamedTuple):
+    """Rows that are of no day, so that no export has them and no deletion."""
+
+    kind: str
+    rows: int
+    ids: list[Any]
+    """The first two."""
+
+    def __str__(self) -> str:
+        return f"{self.rows} {self.kind} (id {', '.join(map(str, self.ids))}{', ...' if self.rows > 2 else ''})"
+
+
+@outages.asking
+def odd_rows(mapping: PageViewMapping) -> list[Odd]:
+    """Rows of the table without a date, or with one that no view can have been counted on."""
+    found = []
+    for kind, rows in mapping.odd(page_views(mapping), days.tomorrow()).items():
+        if count := rows.count():
+            ids = rows.order_by(mapping.lookups["id"]).values_list(mapping.lookups["id"], flat=True)
+            found.append(Odd(kind, count, list(ids[:2])))
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -17,7 +18,7 @@ import pyarrow as pa
 from parquet_analytics import _native
 from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.mapping import FIELDS, PageViewMapping, configured
+from parquet_analytics.django.mapping import FIELDS, PageViewMapping, all_rows, configured
 from parquet_analytics.exceptions import BadRow, ConfigurationError
 
 __all__ = ["FIELDS", "ModelSource", "configured_source", "read_alias", "source_for_caller", "write_alias"]
@@ -129,7 +130,13 @@ def source_for_caller(source: ModelSource, day: datetime.date | None) -> Callabl
             f"the database {source.alias!r} is in a transaction that nobody else can see into; end it (atomic) before"
         )
     rows = source(day).read_all()
-    return lambda _day: rows
+    earlier = source.has_earlier_rows(day) if rows.num_rows == 0 else None
+
+    def read(_day: datetime.date) -> Any:
+        return rows
+
+    read.has_earlier_rows = lambda _day: earlier  # type: ignore[attr-defined]
+    return read
 
 
 def _is_private(connection: Any) -> bool:
@@ -171,6 +178,8 @@ class ModelSource:
         if using is not None:
             self._queryset = self._queryset.using(using)
         self._chunk_size = chunk_size
+        self.failure: Exception | None = None
+        """What the database raised when a day was last read, which an Arrow stream hands on as text alone."""
 
     @property
     def alias(self) -> str:
@@ -184,22 +193,40 @@ class ModelSource:
         schema = pa.schema([(column, _TYPES[column]) for column in self.mapping.lookups])
         return pa.RecordBatchReader.from_batches(schema, self._batches(day, schema))
 
+    def has_earlier_rows(self, day: datetime.date) -> bool:
+        """Whether there are rows of an earlier day, so that ``day`` without rows had no views. The exporter asks."""
+        with self._connection():
+            earlier = self.mapping.dated(self._queryset, days.FIRST, day - datetime.timedelta(days=1))
+            return bool(earlier.order_by().exists())
+
     def _batches(self, day: datetime.date, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+        from django.db import Error as AnyDatabaseError
+
+        chosen = self._queryset.order_by().filter(**self.mapping.of_days(day, day))
+        self.failure = None
+        try:
+            with self._connection():
+                # First, since what follows may be asked for by other threads, which have connections of their own.
+                self._refuse_orphans(chosen, day)
+                rows = chosen.values_list(*self.mapping.lookups.values()).iterator(self._chunk_size)
+                while chunk := list(islice(rows, self._chunk_size)):
+                    columns = dict(zip(schema.names, zip(*chunk, strict=True), strict=True))
+                    if self.mapping.timestamps:
+                        columns["date"] = (day,) * len(chunk)
+                    yield pa.record_batch([_array(name, columns[name], chunk) for name in schema.names], schema=schema)
+        except AnyDatabaseError as error:
+            self.failure = error
+            raise
+
+    @contextmanager
+    def _connection(self) -> Iterator[None]:
         from django.db import connections
 
         connection = connections[self.alias]
         opened_here = connection.connection is None
         thread = threading.get_ident()
-        chosen = self._queryset.order_by().filter(**self.mapping.of_days(day, day))
         try:
-            # First, since what follows may be asked for by other threads, which have connections of their own.
-            self._refuse_orphans(chosen, day)
-            rows = chosen.values_list(*self.mapping.lookups.values()).iterator(self._chunk_size)
-            while chunk := list(islice(rows, self._chunk_size)):
-                columns = dict(zip(schema.names, zip(*chunk, strict=True), strict=True))
-                if self.mapping.timestamps:
-                    columns["date"] = (day,) * len(chunk)
-                yield pa.record_batch([_array(name, columns[name], chunk) for name in schema.names], schema=schema)
+            yield
         finally:
             # Connections belong to threads; that of an export's thread would be left open.
             if opened_here and threading.get_ident() == thread:
@@ -213,7 +240,7 @@ class ModelSource:
             relation = self.mapping.relation(column)
             if relation is None or relation.null:
                 continue
-            there = relation.related_model._base_manager.using(self.alias)
+            there = all_rows(relation.related_model, self.alias)
             there = there.filter(**{relation.target_field.attname: OuterRef(relation.attname)})
             orphan = chosen.filter(~Exists(there)).values_list(self.mapping.lookups["id"], relation.attname).first()
             if orphan is not None:
@@ -249,8 +276,7 @@ def _queryset(source: Any) -> Any:
     if isinstance(source, ModelBase):
         if source._meta.abstract or source._meta.swapped:
             raise ConfigurationError(f"{source._meta.label} has no table of its own")
-        # The plain manager: a site's own default one may hide rows.
-        return source._base_manager.all()
+        return all_rows(source, None)
     if isinstance(source, Manager):
         return source.all()
     if not isinstance(source, QuerySet):

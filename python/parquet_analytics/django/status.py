@@ -7,8 +7,9 @@ import datetime
 from dataclasses import dataclass
 from typing import Any
 
-from parquet_analytics.django import days
+from parquet_analytics.django import days, outages
 from parquet_analytics.django.conf import settings
+from parquet_analytics.django.late import late_days
 from parquet_analytics.django.ledger import latest_verified, runs
 from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Run
@@ -20,8 +21,8 @@ __all__ = ["DayStatus", "Status", "status"]
 @dataclass(frozen=True)
 class DayStatus:
     """``state`` is ``verified``, ``empty`` (verified, without rows), ``deleted`` (verified, and its rows let go),
-    ``late`` (verified, and rows came since), ``missing``, or what the last run ended as: ``running``,
-    ``failed``, ``mismatch``, ``unknown``, ``abandoned``."""
+    ``late`` (verified, and rows came since), ``early`` (exported, but before the day's end), ``missing``, or what the
+    last run ended as: ``running``, ``failed``, ``mismatch``, ``unknown``, ``abandoned``."""
 
     day: datetime.date
     state: str
@@ -31,6 +32,8 @@ class DayStatus:
     verified_at: datetime.datetime | None = None
     deleted: int | None = None
     error: str = ""
+    vanished: int | None = None
+    """Rows in the archive alone although nobody has deleted them by way of the ledger, and they were not old."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,21 @@ class Status:
         return sum(day.state == state for day in self.days)
 
     @property
+    def vanished(self) -> int:
+        return sum(day.vanished or 0 for day in self.days)
+
+    @property
     def bytes(self) -> int:
         return sum(day.bytes or 0 for day in self.days)
 
 
+@outages.asking
 def status(
     since: datetime.date | None = None, until: datetime.date | None = None, *, look_for_late: bool = True
 ) -> Status:
     """The days from ``since`` (by default the first that is known of, at most 90 days back) to ``until`` (by default
-    the last finished one). ``look_for_late`` counts the table's rows of the last LOOKBACK_DAYS."""
+    the last finished one). ``look_for_late`` counts the table's rows of the last LOOKBACK_DAYS, and asks for newer ones
+    of older days."""
     location = exporter().location
     until = until or days.last_finished()
     if since is None:
@@ -70,6 +79,8 @@ def status(
     if look_for_late:
         recent = max(since, until - datetime.timedelta(days=settings.LOOKBACK_DAYS - 1))
         late = {due.day for due in due_days(recent, until, location) if due.late}
+        if since < recent:
+            late |= {due.day for due in late_days(recent, location) if due.late}
     found = [
         _of_day(day, verified.get(day), written.get(day), last.get(day), deleted.get(day), day in late)
         for day in days.days(since, until)
@@ -94,7 +105,9 @@ def _of_day(
     if verified is None or written is None:
         if last is None:
             return DayStatus(day, "missing")
-        return DayStatus(day, last.state, error=last.error)
+        if last.state == Run.State.VERIFIED:
+            return _early(last)
+        return DayStatus(day, _state(last), error=last.error)
     state = "empty" if verified.rows == 0 else "verified"
     if late:
         state = "late"
@@ -111,7 +124,20 @@ def _of_day(
         verified_at=verified.finished_at,
         deleted=deleted,
         error=last.error if last is not None else "",
+        vanished=verified.vanished,
     )
+
+
+def _early(run: Run) -> DayStatus:
+    taken, end = run.snapshot_at or run.started_at, days.end_of(run.day)
+    why = f"exported at {taken:%F %H:%M} UTC, before the day's end ({end:%F %H:%M} UTC); it has to be exported again"
+    return DayStatus(run.day, "early", rows=run.rows, views=run.views, bytes=run.bytes, error=why)
+
+
+def _state(run: Run) -> str:
+    """A run whose lease has run out is dead, although nobody else has wanted the day yet."""
+    dead = run.state == Run.State.RUNNING and run.lease_until is not None and run.lease_until < days.now()
+    return str(Run.State.ABANDONED if dead else run.state)
 
 
 def _rewritten(

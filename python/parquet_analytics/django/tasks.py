@@ -12,7 +12,8 @@ from __future__ import annotations
 import datetime
 import logging
 import random
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from celery import Task, shared_task
 from celery.exceptions import SoftTimeLimitExceeded
@@ -27,6 +28,8 @@ __all__ = [
     "erase_deleted_projects",
     "export_pageviews_to_parquet",
 ]
+
+T = TypeVar("T")
 
 _log = logging.getLogger("parquet_analytics.django")
 
@@ -56,15 +59,17 @@ _options: dict[str, Any] = {
 @shared_task(name="parquet_analytics.export_pageviews_to_parquet", bind=True, **_options)
 def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     """Export the day ``date`` (YYYY-MM-DD), or without it every finished day of the last LOOKBACK_DAYS that has no
-    verified file or has changed since, the oldest first: a missed night heals by itself."""
-    from parquet_analytics.django import erasure, runs, signals
+    verified file or has changed since, and every older one that rows have come to, the oldest first: a missed night
+    heals by itself."""
+    from parquet_analytics.django import erasure, late, runs, signals
 
     if date is not None:
         _export(self, [_day(date)])
         return
     last = days.last_finished()
     first = last - datetime.timedelta(days=settings.LOOKBACK_DAYS - 1)
-    due = runs.due_days(first, last, runs.exporter().location)
+    location = runs.exporter().location
+    due = _asked(self, lambda: late.late_days(first, location) + runs.due_days(first, last, location))
     for each in due:
         if each.late:
             _log.warning("%s: rows came after the export of this day", each.day, extra=_extra(each.day))
@@ -73,13 +78,14 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     if missing:
         _log.warning("days without a verified file are exported now: %s", ", ".join(map(str, missing)))
         signals.tell(signals.days_missing, days=missing)
+    _tell_of_odd_rows()
     # What was deleted while there was no broker to tell.
     erasure.erase_pending_or_log(self.request.id or "")
     _export(self, [each.day for each in due])
 
 
-@shared_task(name="parquet_analytics.backfill_pageviews_to_parquet", **_options)
-def backfill_pageviews_to_parquet(since: str, until: str | None = None) -> None:
+@shared_task(name="parquet_analytics.backfill_pageviews_to_parquet", bind=True, **_options)
+def backfill_pageviews_to_parquet(self: Task, since: str, until: str | None = None) -> None:
     """Send one export for each day from ``since`` to ``until`` (by default the last finished one) that has no verified
     file, the oldest first, to the queue in the settings. Days before the table's first are left out."""
     from parquet_analytics.django import runs
@@ -90,11 +96,12 @@ def backfill_pageviews_to_parquet(since: str, until: str | None = None) -> None:
     last = days.last_finished() if until is None else _day(until)
     if first > last:
         raise InvalidInput(f"since ({first}) lies after until ({last})")
-    begins = runs.first_day(configured())
+    begins = _asked(self, lambda: runs.first_day(configured()))
     if begins is None or begins > last:
         _log.warning("%s to %s: the table has no rows of these days, nor of earlier ones", first, last)
         return
-    verified = latest_verified(runs.exporter().location, first, last)
+    location = runs.exporter().location
+    verified = _asked(self, lambda: latest_verified(location, first, last))
     for day in days.days(max(first, begins), last):
         if day not in verified:
             export_pageviews_to_parquet.apply_async(args=[day.isoformat()], **_queue())
@@ -108,11 +115,11 @@ def delete_exported_pageviews(self: Task) -> None:
     from parquet_analytics.django.ledger import latest_verified
     from parquet_analytics.django.mapping import configured
 
-    found = runs.table_days(configured(), days.deletable_before())
+    found = _asked(self, lambda: runs.table_days(configured(), days.deletable_before()))
     if not found:
         return
     location = runs.exporter().location
-    verified = latest_verified(location, found[0], found[-1])
+    verified = _asked(self, lambda: latest_verified(location, found[0], found[-1]))
     missing = [day for day in found if day not in verified]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
@@ -129,11 +136,36 @@ def erase_deleted_projects(self: Task) -> None:
     from parquet_analytics.django.erasure import erase_pending
 
     try:
-        erase_pending(self.request.id or "")
+        _asked(self, lambda: erase_pending(self.request.id or ""))
     except ParquetAnalyticsError as error:
-        if error.retryable and not _last_try(self):
-            raise self.retry(exc=error, countdown=_pause(self, [error]), **_queue()) from error
         _log.error("erasing deleted projects failed: %s", error, extra=_extra(error.day, error.key, error.run_id))
+        raise
+
+
+def _tell_of_odd_rows() -> None:
+    from django.db import Error as AnyDatabaseError
+
+    from parquet_analytics.django import runs
+    from parquet_analytics.django.mapping import configured
+
+    try:
+        odd = runs.odd_rows(configured())
+    except (ParquetAnalyticsError, AnyDatabaseError) as error:
+        _log.warning("rows that are of no day could not be looked for: %s", error)
+        return
+    if odd:
+        _log.warning("rows that are of no day are neither exported nor deleted: %s", "; ".join(map(str, odd)))
+
+
+def _asked(task: Task, work: Callable[[], T]) -> T:
+    """What a task does as a whole, or has to know before its first day: waited for, and then tried again like a day."""
+    from parquet_analytics.django.outages import Patience
+
+    try:
+        return Patience()(work)
+    except ParquetAnalyticsError as error:
+        if error.retryable and not _last_try(task):
+            raise task.retry(exc=error, countdown=_pause(task, [error]), **_queue()) from error
         raise
 
 
@@ -160,22 +192,25 @@ def _each(task: Task, kind: str, wanted: list[datetime.date], work: Any) -> None
     """Does the work for each day. What fails for good is logged and raised at the end, what may succeed later makes
     the task be tried again, and neither keeps the other days from being worked on."""
     from parquet_analytics.django import ledger, runs
+    from parquet_analytics.django.outages import Patience
 
     location = runs.exporter().location
+    patience = Patience()
     again: list[ParquetAnalyticsError] = []
     failed: list[Exception] = []
     for day in wanted:
-        if ledger.killed_runs(kind, day, location) >= MOST_KILLED:
-            error = ParquetAnalyticsError(
-                f"{day}: {MOST_KILLED} runs in a row were killed on this day, so tasks leave it alone for a day; look "
-                "at the worker's memory and logs, then run manage.py export_pageviews_to_parquet",
-                day=day,
-            )
-            _final(kind, day, error)
-            failed.append(error)
-            continue
-        try:
+
+        def work_unless_it_kills(day: datetime.date = day) -> None:
+            if ledger.killed_runs(kind, day, location) >= MOST_KILLED:
+                raise ParquetAnalyticsError(
+                    f"{day}: {MOST_KILLED} runs in a row were killed on this day, so tasks leave it alone for a day; "
+                    "look at the worker's memory and logs, then run manage.py export_pageviews_to_parquet",
+                    day=day,
+                )
             work(day, task.request.id or "")
+
+        try:
+            patience(work_unless_it_kills)
         except SoftTimeLimitExceeded:
             _log.error("%s: %s was broken off after %s s; the next run goes on", day, kind, SOFT_TIME_LIMIT)
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import sys
@@ -15,6 +16,7 @@ from parquet_analytics.django.conf import settings
 from parquet_analytics.django.terminal import Bar, as_options, day_argument, ended_in_order, parsed, size
 from parquet_analytics.exceptions import (
     ConfigurationError,
+    DatabaseError,
     DayHasNoRows,
     DeletionRefused,
     InvalidInput,
@@ -95,15 +97,17 @@ class Command(BaseCommand):
     def _export(self, wanted: list[datetime.date]) -> list[int]:
         from parquet_analytics.django import erasure, runs
         from parquet_analytics.django.ledger import latest_verified
+        from parquet_analytics.django.outages import Patience
 
         who = runs.exporter()
         self._last = wanted[-1]
         self._confirm(wanted)
         # What no worker has done.
         erasure.erase_pending_or_log()
+        self._patience = Patience()
         done = {}
         if self.options["since"] is not None and not self.options["recheck"]:
-            done = latest_verified(who.location, wanted[0], wanted[-1])
+            done = self._patience(lambda: latest_verified(who.location, wanted[0], wanted[-1]))
         codes = []
         for day in wanted:
             if day in done and not self.options["delete_after_export"]:
@@ -125,35 +129,45 @@ class Command(BaseCommand):
         deleted: dict[str, Any] | None = None
         error: ParquetAnalyticsError | OSError | None = None
         hot = self.options["delete_after_export"] and day >= days.deletable_before()
+        absent = False
         try:
             if run is None:
-                run, result = runs.export_day(
-                    day,
-                    per_project=self.options["per_project"],
-                    per_organization=self.options["per_organization"],
-                    replace=self.options["replace"],
-                    discard_stored=self.options["discard_stored"],
-                    allow_empty=self.options["allow_empty"],
-                    allow_open_day=self.options["allow_open_day"],
-                    on_bad_row="leave" if self.options["leave_bad_rows"] else "fail",
-                    accept_moved_database=self.options["accept_moved_database"],
-                    of_range=self.options["since"] is not None,
-                    progress=bar,
-                )
+                run, result = self._patience(lambda: self._exported(day, bar))
             bar.clear()
             if self.options["delete_after_export"] and not hot:
-                _, deleted = runs.delete_day(day, progress=bar)
+                _, deleted = self._patience(lambda: runs.delete_day(day, progress=bar))
         except (ConfigurationError, PermissionDenied):
             raise
+        except DayHasNoRows as failure:
+            error = failure
+            with contextlib.suppress(DatabaseError):
+                absent = self._patience(lambda: self._begins_later(day))
         except (ParquetAnalyticsError, OSError) as failure:
             error = failure
         finally:
             bar.clear()
         if error is None:
             return self._tell(day, "verified", run=run, result=result, deleted=deleted, hot=hot)
-        if isinstance(error, DayHasNoRows) and self._begins_later(day):
+        if absent:
             return self._tell(day, "absent")
         return self._tell(day, "failed", run=run, error=error)
+
+    def _exported(self, day: datetime.date, bar: Bar) -> tuple[Any, dict[str, Any]]:
+        from parquet_analytics.django import runs
+
+        return runs.export_day(
+            day,
+            per_project=self.options["per_project"],
+            per_organization=self.options["per_organization"],
+            replace=self.options["replace"],
+            discard_stored=self.options["discard_stored"],
+            allow_empty=self.options["allow_empty"],
+            allow_open_day=self.options["allow_open_day"],
+            on_bad_row="leave" if self.options["leave_bad_rows"] else "fail",
+            accept_moved_database=self.options["accept_moved_database"],
+            of_range=self.options["since"] is not None,
+            progress=bar,
+        )
 
     def _begins_later(self, day: datetime.date) -> bool:
         """Whether a range begins before the table does; a table that has nothing of a whole range is the wrong one, or

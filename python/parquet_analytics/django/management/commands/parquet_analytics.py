@@ -90,6 +90,7 @@ class Command(BaseCommand):
             "deleted",
             "empty",
             "late",
+            "early",
             "missing",
             "running",
             "failed",
@@ -108,6 +109,7 @@ class Command(BaseCommand):
                 "through": None if found.through is None else str(found.through),
                 "lag_seconds": lag,
                 "bytes": found.bytes,
+                "vanished": found.vanished,
                 "counts": counts,
                 "days": [
                     {
@@ -117,6 +119,7 @@ class Command(BaseCommand):
                         "views": day.views,
                         "bytes": day.bytes,
                         "deleted": day.deleted,
+                        "vanished": day.vanished,
                         "error": day.error or None,
                     }
                     for day in found.days
@@ -137,18 +140,26 @@ class Command(BaseCommand):
         if self.options["verbosity"] > 1 or len(found.days) <= 14:
             listed = found.days
         else:
-            listed = [day for day in found.days if day.state not in {"verified", "deleted", "empty"}]
+            fine = {"verified", "deleted", "empty"}
+            listed = [day for day in found.days if day.state not in fine or day.vanished]
         for day in listed:
             text = f"  {day.day}  {day.state:<9}"
             if day.rows is not None:
                 text += f" {day.rows:>12,} rows  {size(day.bytes):>10}"
             if day.deleted:
                 text += f"  {day.deleted:,} rows deleted"
+            if day.vanished:
+                text += f"  {day.vanished:,} rows vanished from the table"
             if day.error and day.state not in {"verified", "deleted", "empty"}:
                 text += f"  {day.error.splitlines()[0]:.120}"
             self.stdout.write(text)
         summary = ", ".join(f"{count} {state}" for state, count in counts.items())
         self.stdout.write(f"{summary}; {size(found.bytes)}")
+        if found.vanished:
+            self.stdout.write(
+                f"{found.vanished:,} rows vanished from the table, and no deletion is recorded: if the table is right, "
+                "as after rows were merged, export their days with --replace --discard-stored"
+            )
         if found.lag is None:
             self.stdout.write("nothing is exported yet")
         else:
