@@ -1,7 +1,9 @@
 //! The list of days of which rows were deleted from the database. Where the file of such a day is missing it was lost:
 //! what the table still has of the day is a remainder, not the day.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{SecondsFormat, Utc};
@@ -9,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
+use crate::process::PerProcess;
 use crate::publish::publish;
 use crate::store::{Got, IfVersion, Part, Store, Write};
 use crate::tally::Tally;
@@ -23,10 +26,24 @@ const ROUNDS: u32 = 16;
 /// What is recorded of a day: `rows` and `views` of its file, and when rows `began` to go.
 type Days = BTreeMap<String, Value>;
 
-/// Those of the days of which rows were deleted.
-pub async fn days(store: &Store, prefix: &Prefix) -> Result<Vec<Day>> {
+/// When a store's list was read last, and its days.
+type Remembered = HashMap<(String, Prefix), (Instant, Vec<Day>)>;
+
+static REMEMBERED: PerProcess<Mutex<Remembered>> = PerProcess::new();
+
+/// The days of which rows were deleted. What was read less than `max_age` ago is believed.
+pub async fn days(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<Vec<Day>> {
+    let name = (store.id().to_owned(), prefix.clone());
+    if let Some((read, days)) = REMEMBERED.lock().get(&name)
+        && read.elapsed() < max_age
+    {
+        return Ok(days.clone());
+    }
+    let begun = Instant::now();
     let (days, _) = read(store, &prefix.deleted_key()).await?;
-    days.keys().map(|day| day.parse()).collect()
+    let days = days.keys().map(|day| day.parse()).collect::<Result<Vec<Day>>>()?;
+    REMEMBERED.lock().insert(name, (begun, days.clone()));
+    Ok(days)
 }
 
 /// Refuses a day whose file is missing, although rows that were in it have left the database.
@@ -51,6 +68,19 @@ pub async fn refuse_lost(store: &Store, prefix: &Prefix, day: Day, key: &str) ->
             about.get("began").and_then(Value::as_str).unwrap_or("an unknown time")
         ),
     })
+}
+
+/// What is said of a day of which somebody else knows that rows have left the database.
+pub fn lost(store: &Store, key: &str) -> Error {
+    Error::Lost {
+        key: key.to_owned(),
+        message: format!(
+            "{} is not there, and rows of this day were deleted from the database, so that what is there now may not be the whole day. \
+             Is this the store and prefix that it was exported to? Put its last version back, or pass discard_stored=True to take what the \
+             source has for the day",
+            store.url_of(key)
+        ),
+    }
 }
 
 /// Records that rows of a day begin to go.
@@ -85,7 +115,9 @@ async fn change(store: &Store, prefix: &Prefix, mut change: impl FnMut(&mut Days
         let bytes = Bytes::from(json!({"format": FORMAT, "days": days}).to_string());
         let write = etag.map_or(Write::Create, Write::Replace);
         let run_id = uuid::Uuid::new_v4().to_string();
-        match publish(store, &key, bytes, write, &run_id, &[]).await {
+        let written = publish(store, &key, bytes, write, &run_id, &[]).await;
+        REMEMBERED.lock().remove(&(store.id().to_owned(), prefix.clone()));
+        match written {
             Err(Error::Conflict { .. }) => {}
             written => return written.map(|_| ()),
         }

@@ -9,6 +9,7 @@ use arrow::datatypes::SchemaRef;
 
 use crate::cache::Freshness;
 use crate::engine::{self, Answer, Batches, Limits, Param, Params};
+use crate::deleted;
 use crate::erased;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
@@ -274,6 +275,12 @@ impl Querier {
     pub fn erased(&self, cancel: &Cancel) -> Result<Vec<i32>> {
         let asked = erased::ids(&self.store, &self.prefix, self.options.freshness.recent);
         Ok(runtime::block_on(cancel, asked)?.0.to_vec())
+    }
+
+    /// Days of which rows were deleted from the database, asked anew with `fresh`.
+    pub fn days_with_deleted_rows(&self, fresh: bool, cancel: &Cancel) -> Result<Vec<Day>> {
+        let max_age = if fresh { Duration::ZERO } else { self.options.freshness.recent };
+        runtime::block_on(cancel, deleted::days(&self.store, &self.prefix, max_age))
     }
 
     /// Those of the days that have a file, asked anew with `fresh` instead of remembered.

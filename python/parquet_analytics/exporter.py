@@ -100,6 +100,7 @@ class ParquetAnalyticsExporter:
         allow_open_day: bool = False,
         on_bad_row: Literal["fail", "leave"] = "fail",
         on_id_conflict: Literal["fail", "leave", "database"] = "fail",
+        expect_stored: bool = False,
         accept_moved_database: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
@@ -121,7 +122,11 @@ class ParquetAnalyticsExporter:
         A day that is stored already is merged by id: the source's rows win, rows that only the store has are kept. If
         others write the day at the same time, it is merged again. :class:`StaleSnapshot` when the source shows an
         older state than the stored one (a lagging replica), or is another database, unless ``accept_moved_database``;
-        :class:`IdConflict` when an id has another project or path than stored. ``replace`` writes the source's rows
+        :class:`IdConflict` when an id has another project or path than stored, or is that of a row that was deleted;
+        ``on_id_conflict="leave"`` leaves such rows in the source and exports the others, ``"database"`` takes
+        corrections of rows that the database still has. Rows that live on another date now leave the file (``moved``).
+        :class:`DayLost` when rows of the day were deleted from the database, by what the store knows or as
+        ``expect_stored`` says, and its file is gone. ``replace`` writes the source's rows
         alone, and refuses to when that would drop stored rows, unless ``discard_stored``, which implies it.
 
         ``per_project`` writes a copy for each project with rows. ``per_organization`` writes one for each
@@ -160,6 +165,7 @@ class ParquetAnalyticsExporter:
             allow_open_day=allow_open_day,
             leave_bad_rows=on_bad_row == "leave",
             on_id_conflict=on_id_conflict,
+            expect_stored=expect_stored,
             accept_moved_database=accept_moved_database,
             progress=progress,
             count_first=getattr(progress, "wants_total", True),

@@ -39,6 +39,8 @@ pub struct ExportOptions {
     pub allow_empty: bool,
     pub bad_rows: BadRows,
     pub on_conflict: OnConflict,
+    /// Rows of the day were deleted from the database: without its file, the day is lost.
+    pub expect_stored: bool,
     /// Merge also from another database than the one that the day was exported from.
     pub accept_moved_database: bool,
     /// The largest file that is uploaded, in bytes.
@@ -59,6 +61,7 @@ impl Default for ExportOptions {
             allow_empty: false,
             bad_rows: BadRows::Fail,
             on_conflict: OnConflict::Fail,
+            expect_stored: false,
             accept_moved_database: false,
             largest_file: LARGEST_FILE,
             allow_open_day: false,

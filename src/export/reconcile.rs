@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Export, OnConflict};
-use crate::deleted::refuse_lost;
+use crate::deleted::{lost, refuse_lost};
 use crate::error::{Error, Result};
 use crate::merge::{Conflict, Known, Merged, Why, check_newer, conflict, merge};
 use crate::remaining::Remaining;
@@ -56,6 +56,9 @@ impl Export<'_> {
             None => {
                 let (prefix, day) = (&self.options.prefix, self.day);
                 block_on(self.cancel, refuse_lost(self.store, prefix, day, key))?;
+                if self.options.expect_stored {
+                    return Err(lost(self.store, key));
+                }
                 Ok(Stored::Nothing)
             }
             Some(day) => {

@@ -74,7 +74,7 @@ pub fn plan_export<'py>(
 /// Exports a day and says what was written.
 #[pyfunction]
 #[pyo3(signature = (store, source, prefix, day, *, per_project, organizations, replace, discard_stored, allow_empty,
-                    allow_open_day, leave_bad_rows, on_id_conflict, accept_moved_database, progress, count_first, sort_memory,
+                    allow_open_day, leave_bad_rows, on_id_conflict, expect_stored, accept_moved_database, progress, count_first, sort_memory,
                     temp_dir, row_group_rows))]
 #[allow(clippy::too_many_arguments, clippy::fn_params_excessive_bools)]
 pub fn export_day<'py>(
@@ -91,6 +91,7 @@ pub fn export_day<'py>(
     allow_open_day: bool,
     leave_bad_rows: bool,
     on_id_conflict: &str,
+    expect_stored: bool,
     accept_moved_database: bool,
     progress: Option<Bound<'py, PyAny>>,
     count_first: bool,
@@ -120,6 +121,7 @@ pub fn export_day<'py>(
             "database" => OnConflict::Database,
             _ => OnConflict::Fail,
         },
+        expect_stored,
         bad_rows: if leave_bad_rows { BadRows::Leave } else { BadRows::Fail },
         accept_moved_database,
         sort: SortOptions {

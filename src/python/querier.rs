@@ -160,6 +160,12 @@ impl PyQuerier {
         run_quietly(py, |cancel| self.inner.erased(cancel))
     }
 
+    /// Days of which rows were deleted from the database; `fresh` asks the store whatever is remembered.
+    fn days_with_deleted_rows(&self, py: Python<'_>, fresh: bool) -> PyResult<Vec<NaiveDate>> {
+        let days = run_quietly(py, |cancel| self.inner.days_with_deleted_rows(fresh, cancel))?;
+        Ok(days.into_iter().map(Day::date).collect())
+    }
+
     /// Those of the days that have a file; `fresh` asks the store whatever is remembered.
     #[allow(clippy::needless_pass_by_value)]
     fn present(&self, py: Python<'_>, days: Vec<String>, fresh: bool) -> PyResult<Vec<NaiveDate>> {

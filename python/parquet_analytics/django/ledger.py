@@ -28,7 +28,16 @@ from parquet_analytics.exceptions import (
     VerificationFailed,
 )
 
-__all__ = ["LEASE", "Ledger", "killed_runs", "latest_verified", "refuse_without_autocommit", "runs", "settle"]
+__all__ = [
+    "LEASE",
+    "Ledger",
+    "killed_runs",
+    "latest_verified",
+    "refuse_without_autocommit",
+    "runs",
+    "without_rows",
+    "settle",
+]
 
 LEASE = datetime.timedelta(seconds=90)
 """How long a day stays taken after the last sign of life of the run that has it."""
@@ -52,6 +61,19 @@ def latest_verified(location: str, since: datetime.date, until: datetime.date) -
         kind=Run.Kind.EXPORT, state=Run.State.VERIFIED, location=location, day__gte=since, day__lte=until
     )
     return {run.day: run for run in found.order_by("id") if days.is_whole(run.day, run.snapshot_at, run.started_at)}
+
+
+@outages.asking
+def without_rows(since: datetime.date, until: datetime.date) -> set[datetime.date]:
+    """Those of these days of which rows were deleted, after an export to whatever place, and not all brought back."""
+    found: set[datetime.date] = set()
+    told = runs().filter(kind__in=[Run.Kind.DELETE, Run.Kind.RESTORE], day__gte=since, day__lte=until).order_by("id")
+    for kind, day, state, left in told.values_list("kind", "day", "state", "left"):
+        if kind == Run.Kind.DELETE:
+            found.add(day)
+        elif state == Run.State.DONE and not left:
+            found.discard(day)
+    return found
 
 
 @outages.asking

@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 from django.db import Error as AnyDatabaseError
 from django.db import InterfaceError, OperationalError, connections, router, transaction
+from django.db.models import Q
 
 from parquet_analytics._arguments import Date, span
 from parquet_analytics.coverage import Coverage, spans
@@ -221,8 +222,14 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         unknown = finished - ledger.known - gone
         archived = (ledger.verified & finished) | self._present(unknown, fresh=False)
         archived -= gone
-        # Of a day that was deleted and whose file does not count (any more), the table has a part at most.
-        return Split(archived, asked - archived - (finished & ledger.deleted), ledger)
+        # Of a day that was deleted and whose file does not count (any more), the table has a part at most. The ledger
+        # may be another one by now than the one that knew of it.
+        deleted = ledger.deleted | self._deleted(finished - archived, fresh=False)
+        return Split(archived, asked - archived - (finished & deleted), ledger)
+
+    def _deleted(self, wanted: Days, *, fresh: bool) -> Days:
+        """Those of the days of which rows have left the table, as the store knows."""
+        return wanted & set(self._native.days_with_deleted_rows(fresh)) if wanted else set()
 
     def _present(self, wanted: Days, *, fresh: bool) -> Days:
         return set(self._native.present(_texts(wanted), fresh)) if wanted else set()
@@ -247,7 +254,8 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
                 doubtful = unknown & held if now.asked else unknown
                 moved = now.verified & finished
                 moved |= self._present(doubtful, fresh=True) | self._present(unknown - doubtful, fresh=False)
-                if moved - gone or finished & now.deleted:
+                old = {day for day in finished if day < days.deletable_before()}
+                if moved - gone or finished & now.deleted or self._deleted(old, fresh=True):
                     return None, True
                 split.live -= finished - held
         except _DOWN as error:
@@ -258,9 +266,11 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         return live, False
 
     def _without_store(self, question: Question, ledger: Ledger, ask: Ask, error: StoreError) -> tuple[Any, Split, Any]:
-        """From the table alone: days of which no rows were deleted, and of which it has some."""
+        """From the table alone: days of which no rows were deleted, and of which it has some. A day that may have been
+        deleted, and of which the ledger knows nothing, cannot be shown to be whole."""
         asked = set(days.days(question.since, question.until))
-        split = Split(set(), asked - ledger.deleted, ledger)
+        unsure = {day for day in asked - ledger.known if day < days.deletable_before()}
+        split = Split(set(), asked - ledger.deleted - unsure, ledger)
         try:
             with self._savepoint(self._live.alias):
                 finished = {day for day in split.live if day < days.today()}
@@ -277,18 +287,21 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         """What the ledger says; nothing when there is none, or its database is down."""
         alias = router.db_for_write(Run)
         found = Ledger(asked=True)
-        wanted = runs().filter(location=self._location, day__gte=question.since, day__lte=question.until)
-        wanted = wanted.filter(kind__in=[Run.Kind.EXPORT, Run.Kind.DELETE, Run.Kind.RESTORE])
+        wanted = runs().filter(day__gte=question.since, day__lte=question.until)
+        # Rows that were deleted after an export to another place are in the table no more either.
+        wanted = wanted.filter(
+            Q(kind=Run.Kind.EXPORT, location=self._location) | Q(kind__in=[Run.Kind.DELETE, Run.Kind.RESTORE])
+        )
         try:
             with self._savepoint(alias):
                 found.hidden = hidden_projects()
-                columns = ("kind", "day", "state", "snapshot_at", "started_at")
-                for kind, day, state, *taken in wanted.order_by("id").values_list(*columns):
+                columns = ("kind", "day", "state", "left", "snapshot_at", "started_at")
+                for kind, day, state, left, *taken in wanted.order_by("id").values_list(*columns):
                     if kind == Run.Kind.DELETE:
                         found.deleted.add(day)
                         continue
                     if kind == Run.Kind.RESTORE:
-                        if state == Run.State.DONE:
+                        if state == Run.State.DONE and not left:
                             found.deleted.discard(day)
                         continue
                     found.known.add(day)

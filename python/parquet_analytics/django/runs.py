@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from parquet_analytics.django import days, organizations, outages, signals
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.ledger import Ledger, latest_verified, runs
+from parquet_analytics.django.ledger import Ledger, latest_verified, runs, without_rows
 from parquet_analytics.django.mapping import PageViewMapping, configured
 from parquet_analytics.django.models import Run
 from parquet_analytics.exceptions import (
@@ -107,6 +107,7 @@ def export_day(
                     who,
                     source,
                     day,
+                    expect_stored=bool(without_rows(day, day)) and not _is_as_exported(day),
                     per_project=per_project,
                     per_organization=organizations.members() if per_organization else None,
                     progress=tick,
@@ -133,6 +134,16 @@ def export_day(
         )
         signals.tell(signals.rows_vanished, day=day, rows=run.vanished, run=run)
     return run, result
+
+
+@outages.asking
+def _is_as_exported(day: datetime.date) -> bool:
+    """Whether the table has what it had at the last export to whatever place, so that a deletion since was none."""
+    run = runs().filter(kind=Run.Kind.EXPORT, state=Run.State.VERIFIED, day=day).order_by("-id").first()
+    if run is None or runs().filter(kind=Run.Kind.DELETE, state=Run.State.DELETED, day=day, id__gt=run.pk).exists():
+        return False
+    now, _ = counted(configured(), run)
+    return now == (run.source_rows or 0, run.source_views or 0)
 
 
 @outages.asking

@@ -54,6 +54,12 @@ class Command(BaseCommand):
         add("--allow-open-day", action="store_true", help="Export today, as far as it is.")
         add("--leave-bad-rows", action="store_true", help="Leave rows with a value that does not fit, and report them.")
         add(
+            "--on-id-conflict",
+            choices=["leave", "database"],
+            help="What becomes of rows whose ids are those of other stored rows: leave them in the table, or take them "
+            "for corrections (default: the export fails).",
+        )
+        add(
             "--accept-moved-database",
             action="store_true",
             help="Merge also from another database than the one the day was exported from.",
@@ -164,6 +170,7 @@ class Command(BaseCommand):
             allow_empty=self.options["allow_empty"],
             allow_open_day=self.options["allow_open_day"],
             on_bad_row="leave" if self.options["leave_bad_rows"] else "fail",
+            on_id_conflict=self.options["on_id_conflict"] or "fail",
             accept_moved_database=self.options["accept_moved_database"],
             of_range=self.options["since"] is not None,
             progress=bar,
