@@ -1,4 +1,4 @@
-"""A day is whole only if that can be shown: what the table still has of a day whose rows were deleted is a remainder."""
+"""A day is whole only if that can be shown: what a table still has of a day whose rows were deleted is a remainder."""
 
 from __future__ import annotations
 
