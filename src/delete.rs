@@ -39,6 +39,10 @@ pub struct DeleteOptions {
     pub allow_local: bool,
     /// Delete also from another database than the one that the day was exported from.
     pub accept_moved_database: bool,
+    /// Delete although other rows are deleted, changed or left without the one they refer to.
+    pub allow_cascades: bool,
+    /// Columns that no file holds and that may go with the rows.
+    pub lose_columns: Vec<String>,
     /// The version of the file that was verified, when somebody did before.
     pub etag: Option<String>,
     /// Rows in one transaction.
@@ -57,6 +61,8 @@ impl Default for DeleteOptions {
             prefix: Prefix::default(),
             allow_local: false,
             accept_moved_database: false,
+            allow_cascades: false,
+            lose_columns: Vec::new(),
             etag: None,
             batch_rows: 5_000,
             pause: Duration::ZERO,
@@ -262,6 +268,12 @@ impl Deletion<'_> {
         let source = self.source;
         let mut deleter = block_on(self.cancel, Deleter::connect(source, &self.options.limits))?;
         self.check_table(&deleter)?;
+        let effects = block_on(self.cancel, deleter.effects())?;
+        effects.check(
+            &self.source.table(),
+            &self.options.lose_columns,
+            self.options.allow_cascades,
+        )?;
         let begun = block_on(self.cancel, deleter.has_rows(self.stored.day))?;
         if begun {
             self.begin()?;

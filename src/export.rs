@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::keys::{Day, Scope};
 use crate::merge::{Conflict, without, without_ids};
 use crate::publish::{check_size, interrupted_publish, publish};
+use crate::restore::is_back;
 use crate::rows::{RowIndexBuilder, check_ids};
 use crate::runtime::{Cancel, block_on};
 use crate::schema::meta;
@@ -180,6 +181,7 @@ impl Export<'_> {
             copies,
         } = self.write(sorter, &summary, &merged, &run_id, only_if_changed, expected.as_ref())?;
 
+        let was_deleted = matches!(&stored, Stored::Day(day, _) if day.remaining.is_some());
         let mut exported_run = run_id.clone();
         // The file says from now on that its rows were seen again, so that nobody who has seen less writes over it.
         let says_so = |day: &&StoredDay| day.says(summary.position.as_ref(), merged.remaining.as_ref());
@@ -214,6 +216,9 @@ impl Export<'_> {
         reached(self.day, Step::Verified);
         if self.options.discard_stored {
             block_on(self.cancel, deleted::remove(self.store, &self.options.prefix, self.day))?;
+        } else if was_deleted && merged.remaining.is_none() && summary.counted.is_some() {
+            let prefix = &self.options.prefix;
+            is_back(self.store, prefix, self.day, &etag, &file.tally, self.cancel)?;
         }
         let url = self.store.url_of(key);
         log::info!(

@@ -34,6 +34,7 @@ pub mod stored;
 pub mod delete;
 pub mod erase;
 pub mod export;
+pub mod restore;
 pub mod steps;
 pub mod verify;
 

@@ -8,8 +8,8 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
 use crate::cache::Freshness;
-use crate::engine::{self, Answer, Batches, Limits, Param, Params};
 use crate::deleted;
+use crate::engine::{self, Answer, Batches, Limits, Param, Params};
 use crate::erased;
 use crate::error::{Error, Result};
 use crate::keys::{Day, Prefix};
@@ -279,7 +279,11 @@ impl Querier {
 
     /// Days of which rows were deleted from the database, asked anew with `fresh`.
     pub fn days_with_deleted_rows(&self, fresh: bool, cancel: &Cancel) -> Result<Vec<Day>> {
-        let max_age = if fresh { Duration::ZERO } else { self.options.freshness.recent };
+        let max_age = if fresh {
+            Duration::ZERO
+        } else {
+            self.options.freshness.recent
+        };
         runtime::block_on(cancel, deleted::days(&self.store, &self.prefix, max_age))
     }
 

@@ -49,6 +49,12 @@ impl Remaining {
         }
     }
 
+    /// The rows with these ids, in any order.
+    pub fn of(mut ids: Vec<i64>) -> Self {
+        ids.sort_unstable();
+        Self::only(ids)
+    }
+
     fn only(ids: Vec<i64>) -> Self {
         listed(ids, Self::Only)
     }

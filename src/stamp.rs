@@ -9,9 +9,64 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 
 use crate::error::{Error, Result};
+use crate::keys::Prefix;
+use crate::publish::{interrupted_publish, publish};
+use crate::runtime::{Cancel, block_on};
+use crate::schema::meta;
 use crate::spool::Spool;
+use crate::store::{Store, Write};
 use crate::stored::StoredDay;
+use crate::verify::verify;
 use crate::writer::{FileFacts, Hashed, Written};
+
+/// How many earlier versions of the same rows a file names.
+const REMEMBERED_VERSIONS: usize = 16;
+
+/// The version that is about to be written over, and those before it: whoever has verified one of them knows these rows.
+pub fn earlier(stored: &StoredDay) -> Vec<String> {
+    let mut etags = stored.same_rows_as.clone();
+    etags.push(stored.etag.clone());
+    etags.split_off(etags.len().saturating_sub(REMEMBERED_VERSIONS))
+}
+
+/// Puts what was written from a version of a day in the place of that very version, and reads it back.
+///
+/// # Errors
+/// [`Error::Conflict`] when it was written by somebody else.
+pub fn publish_over(
+    store: &Store,
+    prefix: &Prefix,
+    stored: &StoredDay,
+    spool: Spool,
+    file: &Written,
+    run_id: &str,
+    cancel: &Cancel,
+) -> Result<StoredDay> {
+    let about = [
+        (meta::ROWS, file.tally.rows.to_string()),
+        (meta::SHA256, file.sha256.clone()),
+    ];
+    let (key, over) = (stored.key.clone(), Write::Replace(stored.etag.clone()));
+    let written = publish(store, &key, spool.into_bytes()?, over, run_id, &about);
+    let etag = block_on(cancel, written).map_err(|error| interrupted_publish(store, &key, run_id, error))?;
+    let found = verify(store, prefix, stored.day, cancel)?.stored;
+    if found.etag == etag && found.sha256 != file.sha256 {
+        return Err(Error::Mismatch {
+            message: format!(
+                "{} holds other bytes than were written to it; delete no rows",
+                store.url_of(&key)
+            ),
+            key,
+        });
+    }
+    if found.etag != etag && !found.same_rows_as.contains(&etag) {
+        return Err(Error::Conflict {
+            message: format!("{key} was written by somebody else meanwhile; run it again"),
+            key,
+        });
+    }
+    Ok(found)
+}
 
 /// Writes the stored rows anew, with these facts in the place of those that the file has.
 pub fn stamp(stored: &StoredDay, facts: &FileFacts, temp_dir: Option<&Path>) -> Result<(Spool, Written)> {

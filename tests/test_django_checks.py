@@ -79,6 +79,11 @@ def test_good_settings_pass() -> None:
         ({"WRITE_DATABASE": "primary"}, "E006", "['WRITE_DATABASE'] is 'primary'"),
         ({"STORAGE": "nowhere"}, "E007", "Give page views a private one of their own"),
         ({"HOT_DAYS": 3}, "W005", "HOT_DAYS (3) is less than LOOKBACK_DAYS (7)"),
+        ({"DELETE_CASCADES": "yes"}, "E003", "True or False"),
+        ({"DELETE_COLUMNS": "referrer"}, "E003", "a list of columns"),
+        ({"DELETE_COLUMNS": ["referer"]}, "E012", "DELETE_COLUMNS'] names referer"),
+        ({"DELETE_COLUMNS": ["path"]}, "E012", "files hold that, or"),
+        ({"FIELDS": {"full_path": None}}, "W007", "PageView has columns that no file holds: full_path"),
     ],
 )
 def test_each_mistake_has_an_id_and_a_hint(given: dict[str, Any], number: str, words: str) -> None:
@@ -143,6 +148,15 @@ def test_a_setting_that_django_ignores_is_pointed_out() -> None:
     ):
         ids = [message.id for message in run_checks(tags=["parquet_analytics"])]
     assert ids == ["parquet_analytics.W002", "parquet_analytics.W003"]
+
+
+def test_columns_that_may_be_lost_are_named_by_field_or_column() -> None:
+    fields = {"full_path": None, "version_id": None, "version_slug": None}
+    message = found(FIELDS=fields)["parquet_analytics.W007"]
+    assert [name for name in ("full_path", "version_id") if name not in message] == []
+    assert list(found(FIELDS=fields, DELETE_COLUMNS=["full_path"])) == ["parquet_analytics.W007"]
+    for version in ("version", "version_id"):
+        assert found(FIELDS=fields, DELETE_COLUMNS=("full_path", version)) == {}
 
 
 def test_local_days_are_asked_about() -> None:

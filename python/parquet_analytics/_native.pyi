@@ -20,8 +20,11 @@ __all__ = [
     "erase_projects",
     "erased_projects",
     "export_day",
+    "finish_restoration",
     "parquet_path",
     "plan_export",
+    "prepare_restoration",
+    "read_for_restoration",
     "verify_day",
 ]
 
@@ -83,6 +86,8 @@ def delete_day(
     etag: str | None,
     allow_local: bool,
     accept_moved_database: bool,
+    allow_cascades: bool,
+    lose_columns: Sequence[str],
     batch_rows: int,
     pause: float,
     max_rows_per_second: float | None,
@@ -90,6 +95,36 @@ def delete_day(
     lock_timeout: float,
     statement_timeout: float,
     progress: Callable[[int, int], object] | None,
+) -> dict[str, Any]: ...
+def read_for_restoration(
+    store: Store,
+    prefix: str,
+    day: str,
+    *,
+    source: PostgresSource | None,
+    accept_moved_database: bool,
+    alive: Callable[[], object],
+) -> tuple[dict[str, Any], _ArrowStream]: ...
+def prepare_restoration(
+    store: Store,
+    prefix: str,
+    day: str,
+    *,
+    over: str,
+    rows: Callable[[datetime.date], Any] | None,
+    sort_memory: int,
+    temp_dir: str | None,
+    row_group_rows: int,
+    alive: Callable[[], object],
+) -> dict[str, Any]: ...
+def finish_restoration(
+    store: Store,
+    prefix: str,
+    day: str,
+    *,
+    over: str,
+    present: Sequence[int] | None,
+    alive: Callable[[], object],
 ) -> dict[str, Any]: ...
 def erase_projects(store: Store, prefix: str, projects: Sequence[tuple[int, str | None]]) -> list[int]: ...
 def erased_projects(store: Store, prefix: str) -> list[int]: ...
@@ -140,6 +175,7 @@ class PostgresSource:
         user: str | None = None,
     ) -> PostgresSource: ...
     def identity(self) -> dict[str, Any]: ...
+    def effects(self) -> dict[str, list[str]]: ...
     def organizations(self) -> dict[str, list[str]]: ...
     def at(self, url: str) -> PostgresSource: ...
 

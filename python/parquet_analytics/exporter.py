@@ -199,6 +199,8 @@ class ParquetAnalyticsExporter:
         verification: Mapping[str, Any] | None = None,
         allow_local_delete: bool = False,
         accept_moved_database: bool = False,
+        allow_cascades: bool = False,
+        lose_columns: Iterable[str] = (),
         batch_rows: int = 5_000,
         pause: float = 0.0,
         max_rows_per_second: float | None = None,
@@ -221,6 +223,11 @@ class ParquetAnalyticsExporter:
         database; ``lock_timeout`` and ``statement_timeout`` (seconds) bound how long a transaction waits for locks
         and holds its own. ``progress`` is called with (rows looked at, rows in the file).
 
+        ``lose_columns`` names columns of the table that no file holds and that may go with the rows: a restored row
+        has their defaults. ``allow_cascades`` accepts what the files do not have either: rows of other tables that are
+        deleted, changed or left without the row that they refer to (foreign keys with ``CASCADE``, ``SET NULL`` or
+        ``SET DEFAULT``, or that are not enforced), triggers and rules on ``DELETE``.
+
         The result has ``date``, ``key``, ``etag``, ``deleted``, ``changed``, ``late`` and ``busy`` (rows that the
         database keeps because they changed, are not in the file, or were locked by somebody else), ``changed_ids``,
         ``late_ids`` and ``busy_ids`` (the first 1,000), ``left`` (rows that no file can hold), ``batches`` and
@@ -229,9 +236,11 @@ class ParquetAnalyticsExporter:
         :class:`DeletionRefused` when it is not certain that the rows are safe: a local or in-memory store (unless
         ``allow_local_delete``), a store that ignores conditional writes, a day that is not over, a version that was
         not verified, a standby, a table whose ids can repeat, another database than the one exported from (unless
-        ``accept_moved_database``). :class:`DayNotStored`, :class:`VerificationFailed` and :class:`CorruptFile` as in
-        :meth:`verify`.
+        ``accept_moved_database``), columns that would be lost, effects on other rows. :class:`DayNotStored`,
+        :class:`VerificationFailed` and :class:`CorruptFile` as in :meth:`verify`.
         """
+        if isinstance(lose_columns, str):
+            raise InvalidInput(f"lose_columns is {lose_columns!r:.80}; pass a list of columns")
         if count(batch_rows, "batch_rows") == 0:
             raise InvalidInput("batch_rows is 0; a batch holds at least one row")
         if max_rows_per_second is not None and not max_rows_per_second > 0:
@@ -250,6 +259,8 @@ class ParquetAnalyticsExporter:
             etag=etag,
             allow_local=allow_local_delete,
             accept_moved_database=accept_moved_database,
+            allow_cascades=allow_cascades,
+            lose_columns=list(lose_columns),
             batch_rows=batch_rows,
             pause=pause,
             max_rows_per_second=max_rows_per_second,

@@ -4,24 +4,18 @@ use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 
-use super::{Deletion, overtaken};
+use super::Deletion;
 use crate::deleted;
 use crate::error::{Error, Result};
 use crate::merge::check_newer;
 use crate::position::Position;
-use crate::publish::{interrupted_publish, publish};
 use crate::remaining::Remaining;
 use crate::runtime::block_on;
-use crate::schema::meta;
-use crate::stamp::stamp;
+use crate::stamp::{earlier, publish_over, stamp};
 use crate::steps::{Step, reached};
-use crate::store::Write;
 use crate::stored::StoredDay;
 use crate::verify::{Differences, verify};
 use crate::writer::FileFacts;
-
-/// How many earlier versions of the same rows a file names.
-const REMEMBERED_VERSIONS: usize = 16;
 
 /// How often what the file says is written again, when other deletions of the same rows get in the way.
 const ROUNDS: u32 = 8;
@@ -33,11 +27,12 @@ impl Deletion<'_> {
         let (position, time) = self.source.position(&self.options.limits, self.cancel)?;
         let accept_moved = self.options.accept_moved_database;
         check_newer(&self.stored, &self.source.shown(), Some(&position), accept_moved)?;
+        let remaining = Remaining::begun(self.stored.remaining.as_ref());
+        self.stamp(&position, time, &remaining)?;
+        // Last, so that whoever takes the day off the list finds the file changed if this one found it there.
         let tally = self.stored.recorded.clone().unwrap_or_default();
         let prefix = &self.options.prefix;
-        block_on(self.cancel, deleted::add(self.store, prefix, self.stored.day, &tally))?;
-        let remaining = Remaining::begun(self.stored.remaining.as_ref());
-        self.stamp(&position, time, &remaining)
+        block_on(self.cancel, deleted::add(self.store, prefix, self.stored.day, &tally))
     }
 
     /// After the last row has gone: the file says which rows the database still has.
@@ -74,30 +69,11 @@ impl Deletion<'_> {
             snapshot_time,
             position: Some(position.clone()),
             remaining: Some(remaining.clone()),
-            same_rows_as: self.earlier(),
+            same_rows_as: earlier(&self.stored),
         };
         let (spool, file) = stamp(&self.stored, &facts, None)?;
-        let about = [
-            (meta::ROWS, file.tally.rows.to_string()),
-            (meta::SHA256, file.sha256.clone()),
-        ];
-        let (key, over) = (self.stored.key.clone(), Write::Replace(self.stored.etag.clone()));
-        let written = publish(self.store, &key, spool.into_bytes()?, over, &run_id, &about);
-        let etag =
-            block_on(self.cancel, written).map_err(|error| interrupted_publish(self.store, &key, &run_id, error))?;
-        let found = verify(self.store, &self.options.prefix, self.stored.day, self.cancel)?.stored;
-        if found.etag == etag && found.sha256 != file.sha256 {
-            return Err(Error::Mismatch {
-                message: format!(
-                    "{} holds other bytes than were written to it; delete no rows",
-                    self.store.url_of(&key)
-                ),
-                key,
-            });
-        }
-        if found.etag != etag && !found.same_rows_as.contains(&etag) {
-            return Err(overtaken(self.store, &key));
-        }
+        let prefix = &self.options.prefix;
+        let found = publish_over(self.store, prefix, &self.stored, spool, &file, &run_id, self.cancel)?;
         self.take(found);
         Ok(())
     }
@@ -115,12 +91,5 @@ impl Deletion<'_> {
     fn take(&mut self, verified: StoredDay) {
         self.stored = verified;
         self.checked = Instant::now();
-    }
-
-    /// The version that is about to be written over, and those before it: whoever has verified one of them knows these rows.
-    fn earlier(&self) -> Vec<String> {
-        let mut etags = self.stored.same_rows_as.clone();
-        etags.push(self.stored.etag.clone());
-        etags.split_off(etags.len().saturating_sub(REMEMBERED_VERSIONS))
     }
 }

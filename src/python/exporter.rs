@@ -387,8 +387,8 @@ pub fn verify_day<'py>(
 
 /// Deletes a day's exported rows from a database and says what was kept.
 #[pyfunction]
-#[pyo3(signature = (store, source, prefix, day, *, etag, allow_local, accept_moved_database, batch_rows, pause,
-                    max_rows_per_second, max_replica_lag, lock_timeout, statement_timeout, progress))]
+#[pyo3(signature = (store, source, prefix, day, *, etag, allow_local, accept_moved_database, allow_cascades, lose_columns, batch_rows,
+                    pause, max_rows_per_second, max_replica_lag, lock_timeout, statement_timeout, progress))]
 #[allow(clippy::too_many_arguments)]
 pub fn delete_day<'py>(
     py: Python<'py>,
@@ -399,6 +399,8 @@ pub fn delete_day<'py>(
     etag: Option<String>,
     allow_local: bool,
     accept_moved_database: bool,
+    allow_cascades: bool,
+    lose_columns: Vec<String>,
     batch_rows: usize,
     pause: f64,
     max_rows_per_second: Option<f64>,
@@ -412,6 +414,8 @@ pub fn delete_day<'py>(
         prefix: prefix.parse().or_raise()?,
         allow_local,
         accept_moved_database,
+        allow_cascades,
+        lose_columns,
         etag,
         batch_rows,
         pause: seconds("pause", pause).or_raise()?,

@@ -5,6 +5,7 @@
 mod errors;
 mod exporter;
 mod querier;
+mod restorer;
 mod run;
 mod sample;
 mod sources;
@@ -50,6 +51,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(exporter::export_day, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::verify_day, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::delete_day, module)?)?;
+    module.add_function(wrap_pyfunction!(restorer::read_for_restoration, module)?)?;
+    module.add_function(wrap_pyfunction!(restorer::prepare_restoration, module)?)?;
+    module.add_function(wrap_pyfunction!(restorer::finish_restoration, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erase_projects, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erased_projects, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erase_from_day, module)?)?;

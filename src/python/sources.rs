@@ -203,6 +203,16 @@ impl PyPostgresSource {
         Ok(identity)
     }
 
+    /// What a deletion would take or change beside the rows: `columns` that no file holds, and `others`, in words.
+    fn effects<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let source = self.source();
+        let found = run_quietly(py, |cancel| source.effects(cancel))?;
+        let effects = PyDict::new(py);
+        effects.set_item("columns", found.columns)?;
+        effects.set_item("others", found.others)?;
+        Ok(effects)
+    }
+
     /// The projects' slugs of each organization, from Read the Docs' tables.
     fn organizations(&self, py: Python<'_>) -> PyResult<BTreeMap<String, Vec<String>>> {
         let source = PostgresSource::new(self.options.clone());

@@ -15,7 +15,7 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.checks import register as register_check
 
-from parquet_analytics.django import conf, mapping
+from parquet_analytics.django import conf, effects, mapping
 from parquet_analytics.exceptions import ConfigurationError
 
 __all__ = ["check_settings", "register"]
@@ -46,7 +46,8 @@ def check_settings(**_: Any) -> list[CheckMessage]:
     if None in wrong:
         return found
     if not wrong & {"MODEL", "FIELDS"}:
-        found += _check_model(time_zone=None if "DAY_TIME_ZONE" in wrong else conf.settings.DAY_TIME_ZONE)
+        time_zone = None if "DAY_TIME_ZONE" in wrong else conf.settings.DAY_TIME_ZONE
+        found += _check_model(time_zone, columns_named="DELETE_COLUMNS" not in wrong)
     found += _check_databases(wrong)
     if "STORAGE" not in wrong:
         found += _check_storage(conf.settings.STORAGE)
@@ -62,7 +63,7 @@ def check_settings(**_: Any) -> list[CheckMessage]:
     return found
 
 
-def _check_model(time_zone: str | None) -> Iterator[CheckMessage]:
+def _check_model(time_zone: str | None, *, columns_named: bool) -> Iterator[CheckMessage]:
     from django.apps import apps
 
     name = conf.settings.MODEL
@@ -92,6 +93,8 @@ def _check_model(time_zone: str | None) -> Iterator[CheckMessage]:
             else "parquet_analytics.E005",
         )
         return
+    if columns_named:
+        yield from _check_columns(found)
     local = django_settings.TIME_ZONE not in {"UTC", "Etc/UTC", "GMT"}
     if local and not found.timestamps and not conf.settings.given("DAY_TIME_ZONE"):
         yield Warning(
@@ -108,6 +111,26 @@ def _check_model(time_zone: str | None) -> Iterator[CheckMessage]:
             "Remove it; it is for a DateField.",
             obj=model,
             id="parquet_analytics.W006",
+        )
+
+
+def _check_columns(found: mapping.PageViewMapping) -> Iterator[CheckMessage]:
+    label = found.model._meta.label
+    if unknown := effects.unknown_columns(found):
+        yield Error(
+            f"{conf.NAME}['DELETE_COLUMNS'] names {', '.join(unknown)}: files hold that, or {label} lacks it.",
+            f"No file holds {', '.join(found.unheld()) or 'others'}. If only the database has it, silence this id.",
+            obj=found.model,
+            id="parquet_analytics.E012",
+        )
+    may_go = effects.may_be_lost(found)
+    if lost := [column for column in found.unheld() if column not in may_go]:
+        yield Warning(
+            f"{label} has columns that no file holds: {', '.join(lost)}. Its exported rows are not deleted, because a "
+            "row that is brought back would have defaults there.",
+            f"If they may be lost with exported rows, name them in {conf.NAME}['DELETE_COLUMNS'].",
+            obj=found.model,
+            id="parquet_analytics.W007",
         )
 
 

@@ -69,6 +69,10 @@ def _fields(value: Any) -> bool:
     )
 
 
+def _names(value: Any) -> bool:
+    return isinstance(value, (list, tuple, set, frozenset)) and all(map(_text, value))
+
+
 def _zone(value: Any) -> bool:
     if not _text(value):
         return False
@@ -101,6 +105,8 @@ KEYS: Mapping[str, Key] = {
     "PER_PROJECT": Key(False, _flag, "True or False", "RTD_PARQUET_EXPORT_PER_PROJECT"),
     "PER_ORGANIZATION": Key(False, _flag, "True or False"),
     "ALLOW_LOCAL_DELETE": Key(False, _flag, "True or False"),
+    "DELETE_CASCADES": Key(False, _flag, "True or False"),
+    "DELETE_COLUMNS": Key((), _names, "a list of columns of the page views' table that no file holds"),
     "DELETE_ROWS_PER_SECOND": Key(None, _optional_number, "rows a second, more than 0, or None for no limit"),
     "DELETE_MAX_REPLICA_LAG": Key(None, _optional_number, "seconds, more than 0, or None not to look"),
     "SHADOW": Key(False, _flag, "True or False"),

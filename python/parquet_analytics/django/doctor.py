@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from django.db import Error as AnyDatabaseError
 from django.db import ProgrammingError, connections, router
 
-from parquet_analytics.django import days
+from parquet_analytics.django import days, effects
 from parquet_analytics.django.conf import settings
 from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Erasure, Run
@@ -296,6 +296,46 @@ def _deletion() -> Iterator[Finding]:
         )
 
 
+def _effects() -> Iterator[Finding]:
+    """What would go with deleted rows; a deletion is refused for what the settings do not accept."""
+    from parquet_analytics._native import PostgresSource
+    from parquet_analytics.django.source import configured_source
+
+    mapping = configured()
+    alias = write_alias(mapping)
+    source = configured_source(write=True, alias=alias) if connections[alias].vendor == "postgresql" else None
+    if not isinstance(source, PostgresSource):
+        why = f"{alias!r} is not read natively; rows are not deleted from it"
+        yield from (Finding(name, "skipped", why) for name in ("other rows", "other columns"))
+        return
+    told = source.effects()
+    others = told["others"] + effects.dangling(mapping, alias)
+    if not others:
+        yield Finding("other rows", "ok", "a deletion touches no rows but those of the page views")
+    elif settings.DELETE_CASCADES:
+        yield Finding("other rows", "ok", f"what a deletion does besides is accepted: {'; '.join(others)}")
+    else:
+        yield Finding(
+            "other rows",
+            "warning",
+            f"rows are not deleted, because of what that does besides: {'; '.join(others)}",
+            "Remove the constraint, relation, trigger or rule, or set DELETE_CASCADES if it is wanted.",
+        )
+    may_go = effects.may_be_lost(mapping)
+    lost = [column for column in told["columns"] if column not in may_go]
+    if lost:
+        yield Finding(
+            "other columns",
+            "warning",
+            f"rows are not deleted, because no file holds {', '.join(lost)}",
+            "Name them in DELETE_COLUMNS if they may be lost.",
+        )
+    elif told["columns"]:
+        yield Finding("other columns", "ok", f"may be lost with deleted rows: {', '.join(told['columns'])}")
+    else:
+        yield Finding("other columns", "ok", "files hold all columns of the page views")
+
+
 def _erasures() -> Iterator[Finding]:
     waiting = Erasure.objects.using(router.db_for_write(Erasure)).filter(finished_at__isnull=True)
     try:
@@ -378,6 +418,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "clock": _clock,
     "store": _store,
     "deletion": _deletion,
+    "other rows": _effects,
     "erasures": _erasures,
     "periodic tasks": _periodic_tasks,
 }

@@ -211,14 +211,17 @@ class Ledger:
         ):
             _log.warning("%s: run %s (%s) was abandoned by %s", holder.day, holder.pk, holder.kind, holder.worker)
 
-    def renew(self) -> None:
-        """Keeps the day for another while. :class:`DayIsTaken` when somebody else has it meanwhile."""
-        if time.monotonic() - self._renewed < _RENEW_SECONDS:
+    def renew(self, *, now: bool = False) -> None:
+        """Keeps the day for another while. :class:`DayIsTaken` when somebody else has it meanwhile. With ``now`` that
+        is made sure of, and the ledger has to answer."""
+        if not now and time.monotonic() - self._renewed < _RENEW_SECONDS:
             return
         self._renewed = time.monotonic()
         try:
             kept = runs().filter(pk=self.run.pk, lease=self._lease).update(lease_until=days.now() + LEASE)
-        except AnyDatabaseError:
+        except AnyDatabaseError as error:
+            if now:
+                raise _unreachable(error) from error
             # The ledger's database may be away for a moment; the run itself does not need it.
             _log.warning("%s: the lease could not be renewed", self.run.day, exc_info=True)
             outages.reconnect()

@@ -215,6 +215,20 @@ class PageViewMapping:
         """The model that the project's id refers to, or ``None`` when it is a plain number."""
         return getattr(_follow(self.model, "project_id", self.lookups["project_id"])[-1], "related_model", None)
 
+    def unheld(self) -> dict[str, Any]:
+        """The columns of the model's own table that no file holds, with their fields: they go with deleted rows. A
+        generated column is made anew from others."""
+        own = {
+            field.column
+            for column in self.lookups
+            if (field := self.field(column)) is not None and "__" not in self.lookups[column]
+        }
+        return {
+            field.column: field
+            for field in self.model._meta.local_concrete_fields
+            if field.column not in own and not getattr(field, "generated", False)
+        }
+
     def projects_named(self, slugs: Iterable[str], database: str) -> set[int] | None:
         """The ids of the projects with one of these slugs, or ``None`` when only the page views say."""
         relation, slug = self._slug("project")

@@ -3,97 +3,235 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import DatabaseError as DjangoDatabaseError
+from django.db import InterfaceError, OperationalError, connections, transaction
 
+from parquet_analytics import _native
+from parquet_analytics.django.insertion import Table, all_rows, chunks
 from parquet_analytics.django.ledger import Ledger, refuse_without_autocommit
 from parquet_analytics.django.mapping import PageViewMapping, configured
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import exporter
-from parquet_analytics.django.source import write_alias
-from parquet_analytics.exceptions import ConfigurationError, DayIsTaken, InvalidInput
+from parquet_analytics.django.source import configured_source, write_alias
+from parquet_analytics.exceptions import (
+    ConfigurationError,
+    Conflict,
+    DatabaseError,
+    DayIsTaken,
+    InvalidInput,
+    ParquetAnalyticsError,
+)
 
 __all__ = ["restore_day"]
 
-_CHUNK = 5_000
+_log = logging.getLogger("parquet_analytics.django")
 
 
-def restore_day(day: datetime.date, *, dry_run: bool = False) -> dict[str, Any]:
-    """Insert the rows of a stored day, all in one transaction, with their ids.
+def restore_day(day: datetime.date, *, dry_run: bool = False, accept_moved_database: bool = False) -> dict[str, Any]:
+    """Insert the rows of a stored day, all in one transaction, with their ids, past the model's hooks; what the table
+    then has of the day is compared with them before it is committed.
 
     Rows of one natural key (project, version, path and status) become one, under the lowest id and with the sum of
     their views: a merged file may hold such rows (one was deleted, another came late), and the table's constraints
-    allow one. The file is then written again in the same way, before, so that the next export does not count them
-    twice. Rows whose project (or, for a model with versions, version) is gone are skipped; the file keeps them.
+    allow one. The file is then written again in the same way, right before the commit, so that the next export does not
+    count them twice. Rows whose project (or, for a model with versions, version) is gone are skipped; the file keeps
+    them.
+
+    The day has to be that of the very table, unless ``accept_moved_database``. The file says afterwards which rows the
+    table has.
 
     The result has ``date``, ``restored``, ``summed`` (rows that went into another), ``skipped`` (rows),
-    ``skipped_projects`` and ``skipped_versions`` (ids), ``views``.
+    ``skipped_projects`` and ``skipped_versions`` (ids), ``views``, ``columns_lost`` (columns of the table that no file
+    holds, which have their defaults) and ``unsettled`` (why the file could not be told that the rows are back, or
+    ``None``; the day's next export does that).
 
-    :raises InvalidInput: when the table has rows of the day, or another row has one of the ids.
+    :raises InvalidInput: when the table has rows of the day, or another row has one of the ids; when it is another
+        table than the day's; when the database makes something else of the rows.
+    :raises DayIsTaken: when the file was written anew meanwhile. Nothing is restored then.
     :raises DayNotStored: when there is no file.
     """
     mapping = configured()
-    who = exporter()
     alias = write_alias(mapping)
     _check(mapping)
     refuse_without_autocommit(alias)
+    who = exporter()
     if dry_run:
-        stored = who.verify(day)
-        _, wanted, result = _read(mapping, alias, day, stored)
-        _refuse_to_overwrite(mapping, alias, day, wanted)
-        return result
+        work = _Restoration(mapping, alias, day, who, lambda: None)
+        work.read(accept_moved_database)
+        work.refuse_to_overwrite()
+        return work.result
+    of_caller = connections[alias].in_atomic_block
     with Ledger(Run.Kind.RESTORE, day, who.location, database=alias) as ledger:
         # Read while no other run can add to the file.
-        run, stored = ledger.run, who.verify(day)
-        run.key, run.etag, run.sha256 = stored["key"], stored["etag"], stored["sha256"]
-        ledger.renew()
-        rows, wanted, result = _read(mapping, alias, day, stored)
-        _refuse_to_overwrite(mapping, alias, day, wanted)
-        ledger.renew()
-        if result["summed"]:
-            again = _rewrite(day, rows, stored["etag"])
-            run.etag, run.sha256, run.run_id = again["etag"], again["sha256"], again["run_id"]
-        with transaction.atomic(using=alias):
-            _refuse_to_overwrite(mapping, alias, day, wanted)
-            manager = mapping.model._base_manager.using(alias)
-            for chunk in _chunks(wanted):
-                manager.bulk_create([_instance(mapping, row) for row in chunk])
-                ledger.renew()
-            _advance_sequence(mapping, alias, wanted)
-        run.rows, run.views, run.left = len(wanted), result["views"], result["skipped"]
+        work = _Restoration(mapping, alias, day, who, ledger.renew)
+        run = ledger.run
+        _record(run, work.read(accept_moved_database))
+        try:
+            with transaction.atomic(using=alias):
+                work.insert()
+                # From here on the day is ours until the end of the transaction, where the ledger is in this database.
+                ledger.renew(now=True)
+                _record(run, work.prepare())
+                ledger.renew(now=True)
+        except Conflict as error:
+            message = f"{day}: the file was written anew meanwhile, so nothing was restored; restore it again"
+            raise DayIsTaken(message, day=day, key=error.key, retryable=True) from error
+        except DjangoDatabaseError as error:
+            raise _failed(day, error) from error
+        run.rows, run.views, run.left = len(work.wanted), work.result["views"], work.result["skipped"]
         run.state = Run.State.DONE
-    return result
+        if of_caller:
+            work.result["unsettled"] = f"{day}: the rows are part of a transaction that the caller has yet to commit"
+            return work.result
+        try:
+            _record(run, work.finish())
+        except ParquetAnalyticsError as error:
+            # The rows are there; a file that does not say so yet is only more careful than it has to be.
+            _log.warning("%s: the rows are back, and the file does not say so yet: %s", day, error)
+            work.result["unsettled"] = str(error)
+    return work.result
 
 
-def _read(
-    mapping: PageViewMapping, alias: str, day: datetime.date, stored: dict[str, Any]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
-    """The file's rows, one for each natural key, those of them that the table can have, and what is said of them."""
-    rows, summed = _natural(_rows(day))
-    missing = {what: _gone(mapping, what, alias, rows) for what in ("project", "version")}
-    wanted = [row for row in rows if not any(row[f"{what}_id"] in gone for what, gone in missing.items())]
-    result = {
-        "date": str(day),
-        "key": stored["key"],
-        "restored": len(wanted),
-        "views": sum(row["view_count"] for row in wanted),
-        "summed": summed,
-        "skipped": len(rows) - len(wanted),
-        "skipped_projects": sorted(missing["project"]),
-        "skipped_versions": sorted(missing["version"]),
-    }
-    return rows, wanted, result
+def _record(run: Run, file: dict[str, Any]) -> None:
+    run.key, run.etag, run.sha256, run.run_id = file["key"], file["etag"], file["sha256"], file["run_id"] or ""
 
 
-def _rows(day: datetime.date) -> list[dict[str, Any]]:
-    from parquet_analytics.querier import ParquetAnalyticsQuerier
+def _failed(day: datetime.date, error: DjangoDatabaseError) -> ParquetAnalyticsError:
+    about = " ".join(str(error).split())
+    if isinstance(error, (OperationalError, InterfaceError)):
+        return DatabaseError(
+            f"{day}: the database failed while the rows were brought back: {about}; restore it again, which is refused "
+            "should they be there",
+            day=day,
+            retryable=True,
+        )
+    return InvalidInput(f"{day}: the table does not take the rows back, so nothing was restored: {about}", day=day)
 
-    querier = ParquetAnalyticsQuerier(max_age=0)
-    table = querier.sql("SELECT * FROM pageviews ORDER BY id", since=day, until=day)
-    found: list[dict[str, Any]] = table.to_pylist()
-    return found
+
+class _Restoration:
+    """One version of the day's file, its rows, and the table."""
+
+    def __init__(
+        self, mapping: PageViewMapping, alias: str, day: datetime.date, who: Any, alive: Callable[[], object]
+    ) -> None:
+        self.mapping, self.alias, self.day, self.who, self.alive = mapping, alias, day, who, alive
+        self._file: dict[str, Any] = {}
+        self._rows: list[dict[str, Any]] = []
+        self.wanted: list[dict[str, Any]] = []
+        self.result: dict[str, Any] = {}
+
+    def read(self, accept_moved_database: bool) -> dict[str, Any]:
+        """The file's rows, one for each natural key, those that the table can have, and what is said of them."""
+        import pyarrow as pa
+
+        self._file, stream = _native.read_for_restoration(
+            self.who._store,
+            self.who._prefix,
+            str(self.day),
+            source=_identified(self.mapping, self.alias),
+            accept_moved_database=accept_moved_database,
+            alive=self.alive,
+        )
+        found: list[dict[str, Any]] = []
+        for batch in pa.RecordBatchReader.from_stream(stream):
+            found += batch.to_pylist()
+            self.alive()
+        self._rows, summed = _natural(sorted(found, key=lambda row: row["id"]))
+        missing = {what: _gone(self.mapping, what, self.alias, self._rows) for what in ("project", "version")}
+        self.alive()
+        self.wanted = [
+            row for row in self._rows if not any(row[f"{what}_id"] in gone for what, gone in missing.items())
+        ]
+        self.table = Table(self.mapping, self.alias)
+        self.result = {
+            "date": str(self.day),
+            "key": self._file["key"],
+            "restored": len(self.wanted),
+            "views": sum(row["view_count"] for row in self.wanted),
+            "summed": summed,
+            "skipped": len(self._rows) - len(self.wanted),
+            "skipped_projects": sorted(missing["project"]),
+            "skipped_versions": sorted(missing["version"]),
+            "columns_lost": self.table.lost,
+            "unsettled": None,
+        }
+        return self._file
+
+    def refuse_to_overwrite(self) -> None:
+        present = self.table.of_day(self.day).count()
+        if present:
+            raise InvalidInput(
+                f"{self.day}: the table has {present} rows of this day, and nothing is overwritten; export the day, so "
+                "that its file has all of them, delete the rows, then restore it",
+                day=self.day,
+            )
+        id = self.mapping.lookups["id"]
+        for chunk in chunks([row["id"] for row in self.wanted]):
+            there = all_rows(self.mapping.model, self.alias).filter(**{f"{id}__in": chunk})
+            taken = there.values_list(id, flat=True).first()
+            if taken is not None:
+                raise InvalidInput(
+                    f"{self.day}: the table has a row with id {taken} on another day, so this is not the table that"
+                    " the day was exported from",
+                    day=self.day,
+                    row_id=taken,
+                )
+            self.alive()
+
+    def insert(self) -> None:
+        """Inserts the rows, and looks at what the table then has, with all constraints checked."""
+        self.refuse_to_overwrite()
+        self.table.insert(self.wanted, self.alive)
+        self.table.advance_sequence(self.wanted)
+        self.table.check_constraints()
+        self.table.compare(self.day, self.wanted, self.alive)
+
+    def prepare(self) -> dict[str, Any]:
+        """The file, if it still is the version that was read, has the rows as they were inserted, and says that it is
+        not known which of them the table has: that is so until the commit has been answered."""
+        import pyarrow as pa
+
+        rows = pa.Table.from_pylist(self._rows) if self.result["summed"] else None
+        self._file = _native.prepare_restoration(
+            self.who._store,
+            self.who._prefix,
+            str(self.day),
+            over=self._file["etag"],
+            rows=None if rows is None else lambda _day: rows,
+            alive=self.alive,
+            **self.who._settings,
+        )
+        return self._file
+
+    def finish(self) -> dict[str, Any]:
+        """The file says which rows the table has. Only after the commit: before, it would promise rows that a crash
+        keeps from coming, and another row with the id of one could take its place."""
+        return _native.finish_restoration(
+            self.who._store,
+            self.who._prefix,
+            str(self.day),
+            over=self._file["etag"],
+            present=[row["id"] for row in self.wanted] if self.result["skipped"] else None,
+            alive=self.alive,
+        )
+
+
+def _identified(mapping: PageViewMapping, alias: str) -> _native.PostgresSource | None:
+    """The table that is written to, where it can say which it is."""
+    from parquet_analytics.django.postgres import seen_by
+
+    connection = connections[alias]
+    if connection.vendor != "postgresql":
+        return None
+    if connection.in_atomic_block or isinstance(mapping.native_tables(), str):
+        seen_by(alias, [mapping.model._meta.db_table])
+        return None
+    source = configured_source(write=True, alias=alias)
+    return source if isinstance(source, _native.PostgresSource) else None
 
 
 def _natural(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
@@ -117,44 +255,10 @@ def _gone(mapping: PageViewMapping, what: str, alias: str, rows: list[dict[str, 
     ids = {row[f"{what}_id"] for row in rows} - {None}
     name = field.target_field.attname
     found: set[int] = set()
-    for chunk in _chunks(sorted(ids)):
-        present = model._base_manager.using(alias).filter(**{f"{name}__in": chunk})
+    for chunk in chunks(sorted(ids)):
+        present = all_rows(model, alias).filter(**{f"{name}__in": chunk})
         found |= set(present.values_list(name, flat=True))
     return ids - found
-
-
-def _rewrite(day: datetime.date, rows: list[dict[str, Any]], etag: str) -> dict[str, Any]:
-    """Writes the day's file from these rows, unless it is another one by now than they were read from."""
-    import pyarrow as pa
-
-    from parquet_analytics.exporter import ParquetAnalyticsExporter
-
-    who = ParquetAnalyticsExporter(source=pa.Table.from_pylist(rows))
-    if who.verify(day)["etag"] != etag:
-        raise DayIsTaken(f"{day}: the file was written anew meanwhile; restore it again", day=day, retryable=True)
-    return who.export_daily_pageviews(day, discard_stored=True)
-
-
-def _advance_sequence(mapping: PageViewMapping, alias: str, rows: list[dict[str, Any]]) -> None:
-    """Makes sure that no new row gets the id of a restored one. A sequence that is ahead stays where it is."""
-    connection = connections[alias]
-    if connection.vendor != "postgresql" or not rows:
-        return
-    highest = max(row["id"] for row in rows)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            SELECT setval(sequence, %s)
-            FROM (SELECT pg_get_serial_sequence(%s, %s)::regclass AS sequence) AS of_id
-            WHERE sequence IS NOT NULL AND coalesce(pg_sequence_last_value(sequence), 0) < %s
-            """,
-            [
-                highest,
-                connection.ops.quote_name(mapping.model._meta.db_table),
-                mapping.field("id").column,
-                highest,
-            ],
-        )
 
 
 def _check(mapping: PageViewMapping) -> None:
@@ -169,38 +273,3 @@ def _check(mapping: PageViewMapping) -> None:
         raise ConfigurationError(
             f"{mapping.model._meta.label} holds times, and files hold days; its rows cannot be brought back exactly"
         )
-
-
-def _refuse_to_overwrite(mapping: PageViewMapping, alias: str, day: datetime.date, rows: list[dict[str, Any]]) -> None:
-    table = mapping.model._base_manager.using(alias)
-    present = table.filter(**mapping.of_days(day, day)).count()
-    if present:
-        raise InvalidInput(
-            f"{day}: the table has {present} rows of this day, and nothing is overwritten; export the day, so that its "
-            "file has all of them, delete the rows, then restore it",
-            day=day,
-        )
-    for chunk in _chunks([row["id"] for row in rows]):
-        taken = table.filter(pk__in=chunk).values_list("pk", flat=True).first()
-        if taken is not None:
-            raise InvalidInput(
-                f"{day}: the table has a row with id {taken} on another day, so this is not the table that the day was "
-                "exported from",
-                day=day,
-                row_id=taken,
-            )
-
-
-def _instance(mapping: PageViewMapping, row: dict[str, Any]) -> Any:
-    values = {}
-    for column in mapping.lookups:
-        field = mapping.field(column)
-        if column.endswith("_slug") or "__" in mapping.lookups[column]:
-            continue
-        values[field.attname] = row[column]
-    return mapping.model(**values)
-
-
-def _chunks(values: list[Any]) -> Iterator[list[Any]]:
-    for start in range(0, len(values), _CHUNK):
-        yield values[start : start + _CHUNK]

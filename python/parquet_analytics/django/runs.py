@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from parquet_analytics.django import days, organizations, outages, signals
+from parquet_analytics.django import days, effects, organizations, outages, signals
 from parquet_analytics.django.conf import settings
 from parquet_analytics.django.ledger import Ledger, latest_verified, runs, without_rows
 from parquet_analytics.django.mapping import PageViewMapping, configured
@@ -242,10 +242,13 @@ def delete_day(
             database = configured_source(write=True, alias=alias)
             if not isinstance(database, PostgresSource):
                 raise ConfigurationError(f"rows are deleted from PostgreSQL alone, natively; {alias!r} is not read so")
+            effects.refuse_dangling(configured(), alias, day)
             result = who.delete_exported_pageviews(
                 day,
                 database=database,
                 allow_local_delete=settings.ALLOW_LOCAL_DELETE,
+                allow_cascades=settings.DELETE_CASCADES,
+                lose_columns=effects.may_be_lost(configured()),
                 max_rows_per_second=settings.DELETE_ROWS_PER_SECOND,
                 max_replica_lag=settings.DELETE_MAX_REPLICA_LAG,
                 progress=tick,

@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 
 use super::connect::{ALL_ROWS, LOCKING, Session, hidden_rows, identify, is_true, milliseconds};
 use super::copy::Decoder;
+use super::effects::{Effects, effects};
 use super::{Dates, PostgresSource, Unique, date_type, list, number};
 use crate::error::{Error, Result};
 use crate::keys::Day;
@@ -109,6 +110,11 @@ impl<'a> Deleter<'a> {
             dates,
             unique,
         })
+    }
+
+    /// What goes with the rows.
+    pub async fn effects(&mut self) -> Result<Effects> {
+        effects(&mut self.session, self.source).await
     }
 
     /// Whether the table has rows of a day at all.

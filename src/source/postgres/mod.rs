@@ -5,6 +5,7 @@ pub mod config;
 pub mod connect;
 pub mod copy;
 pub mod deletion;
+pub mod effects;
 mod standby;
 pub mod target;
 mod tls;
@@ -60,6 +61,11 @@ impl PostgresSource {
     /// The user and server, for messages.
     pub fn server(&self) -> String {
         self.options.target.server()
+    }
+
+    /// `schema.table`, as it was named.
+    pub fn table(&self) -> String {
+        self.options.table.shown()
     }
 
     /// Which table this is, whatever its name and address.

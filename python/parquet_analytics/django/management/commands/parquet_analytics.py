@@ -65,6 +65,11 @@ class Command(BaseCommand):
     def _restore_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--date", type=day_argument, metavar="DAY", required=True, help="The day.")
         parser.add_argument("--dry-run", action="store_true", help="Say what would come back.")
+        parser.add_argument(
+            "--accept-moved-database",
+            action="store_true",
+            help="Restore also to another database than the one that the day was exported from.",
+        )
         parser.add_argument("--json", action="store_true", help="Print one JSON object.")
 
     def _doctor_arguments(self, parser: ArgumentParser) -> None:
@@ -212,7 +217,11 @@ class Command(BaseCommand):
     def _restore(self) -> int:
         from parquet_analytics.django.restore import restore_day
 
-        found = restore_day(self.options["date"], dry_run=self.options["dry_run"])
+        found = restore_day(
+            self.options["date"],
+            dry_run=self.options["dry_run"],
+            accept_moved_database=self.options["accept_moved_database"],
+        )
         if self.options["json"]:
             self.stdout.write(json.dumps({"schema": SCHEMA, "dry_run": self.options["dry_run"], **found}))
             return exit_codes.DONE
@@ -228,6 +237,18 @@ class Command(BaseCommand):
                 if found[f"skipped_{what}"]
             )
             self.stderr.write(self.style.WARNING(f"{found['skipped']:,} rows were skipped; {gone}"))
+        if found["columns_lost"]:
+            self.stderr.write(
+                self.style.WARNING(
+                    f"no file holds {', '.join(found['columns_lost'])}: these columns have their defaults"
+                )
+            )
+        if found["unsettled"]:
+            self.stderr.write(
+                self.style.WARNING(
+                    f"export the day again, so that its file says that they are back: {found['unsettled']}"
+                )
+            )
         return exit_codes.DONE
 
     def _doctor(self) -> int:

@@ -1,0 +1,206 @@
+//! The file of a day whose rows go back into the table: one version of it, read whole, and what it says meanwhile and afterwards of
+//! the rows that the table has. Inserting them is the caller's business.
+//!
+//! The order in which nothing is lost or doubled, wherever it is broken off:
+//!
+//! 1. [`read`]: nothing is written.
+//! 2. [`prepare`], after the rows were inserted and right before they are committed: the file, if it still is the version that was
+//!    read, says that it is not known which rows the table has, and has the rows as they were inserted. That is true whether or not
+//!    the commit takes effect. Before, a next export would count summed rows twice; and if it said already that the table has all,
+//!    an id that is given out again could take the place of a row that is not there.
+//! 3. The caller commits.
+//! 4. [`finish`]: the file says which rows the table has, and the day leaves the list of days of which rows were deleted. A crash
+//!    before leaves the protection of a day that was deleted in place; the next export that finds all of its rows takes it away.
+
+use std::time::Duration;
+
+use arrow::array::RecordBatchIterator;
+use arrow::error::ArrowError;
+
+use crate::deleted;
+use crate::erased;
+use crate::error::{Error, Result};
+use crate::export::ExportOptions;
+use crate::keys::{Day, Prefix, Scope};
+use crate::merge::{differs, without};
+use crate::remaining::Remaining;
+use crate::runtime::{Cancel, block_on};
+use crate::schema;
+use crate::sort::Sorter;
+use crate::source::arrow::Stream;
+use crate::source::postgres::PostgresSource;
+use crate::source::{BadRows, Source};
+use crate::spool::Spool;
+use crate::stamp::{earlier, publish_over, stamp};
+use crate::store::{Got, IfVersion, Part, Store};
+use crate::stored::StoredDay;
+use crate::tally::Tally;
+use crate::verify::{not_stored, verify};
+use crate::writer::{DayWriter, FileFacts, Written};
+
+/// Reads the day's file and verifies it: all of its rows but those of erased projects. With `source`, the day has to belong to that
+/// very table, without it to none that says which it is.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for another table, and what [`verify`] says.
+pub fn read(
+    store: &Store,
+    prefix: &Prefix,
+    day: Day,
+    source: Option<&PostgresSource>,
+    accept_moved_database: bool,
+    cancel: &Cancel,
+) -> Result<(StoredDay, Stream)> {
+    let reading = || {
+        let stored = verify(store, prefix, day, cancel)?.stored;
+        if !accept_moved_database {
+            check_table(&stored, source, cancel)?;
+        }
+        let (erased, _) = block_on(cancel, erased::ids(store, prefix, Duration::ZERO))?;
+        let rows = stored.batches().map(move |batch| {
+            batch
+                .and_then(|batch| without(batch, &erased))
+                .map_err(|error| ArrowError::ExternalError(Box::new(error)))
+        });
+        let rows: Stream = Box::new(RecordBatchIterator::new(rows, schema::pageviews()));
+        Ok((stored, rows))
+    };
+    reading().map_err(|error: Error| error.on_day(day))
+}
+
+fn check_table(stored: &StoredDay, source: Option<&PostgresSource>, cancel: &Cancel) -> Result<()> {
+    const MOVED: &str = "if it was moved, upgraded, promoted or restored on purpose, pass accept_moved_database=True";
+    let from = stored.source.as_deref().unwrap_or("another source");
+    match (&stored.position, source) {
+        (None, None) => Ok(()),
+        (Some(position), Some(source)) => {
+            let identity = source.identity(cancel)?;
+            identity.check(&position.identity).map_err(|other| {
+                Error::invalid(format!(
+                    "{} {}; nothing was restored: {MOVED}",
+                    source.server(),
+                    differs(other, Some(&identity), stored, from)
+                ))
+            })
+        }
+        (Some(position), None) => Err(Error::invalid(format!(
+            "{} was exported from {from} ({}), and the database to write to does not say whether it is that one; nothing was restored: {MOVED}",
+            stored.key, position.identity
+        ))),
+        (None, Some(source)) => Err(Error::invalid(format!(
+            "{} was not exported natively from PostgreSQL ({from}), so it cannot be told whether its rows are those of {}; nothing was \
+             restored: if they are, pass accept_moved_database=True",
+            stored.key,
+            source.server()
+        ))),
+    }
+}
+
+/// Says in the file that it is not known which rows the table has, over the version `over`; with `rows`, writes these in the place of
+/// those that it has.
+///
+/// # Errors
+/// [`Error::Conflict`] when the file is another version by now.
+pub fn prepare(
+    store: &Store,
+    day: Day,
+    over: &str,
+    rows: Option<&mut dyn Source>,
+    options: &ExportOptions,
+    cancel: &Cancel,
+) -> Result<StoredDay> {
+    let preparing = || {
+        let stored = current(store, &options.prefix, day, over, cancel)?;
+        let mut facts = facts(&stored, Some(Remaining::Unknown));
+        let (spool, file) = match rows {
+            None => stamp(&stored, &facts, options.sort.temp_dir.as_deref())?,
+            Some(source) => {
+                facts.same_rows_as.clear();
+                rewritten(source, &facts, options, cancel)?
+            }
+        };
+        publish_over(store, &options.prefix, &stored, spool, &file, &facts.run_id, cancel)
+    };
+    preparing().map_err(|error: Error| error.on_day(day))
+}
+
+/// Once the rows are committed: says in the file, over the version that [`prepare`] wrote, that the table has the rows with the ids in
+/// `present`, or all of them, and then takes the day off the list of those of which rows were deleted.
+///
+/// # Errors
+/// [`Error::Conflict`] when the file is another version by now.
+pub fn finish(
+    store: &Store,
+    prefix: &Prefix,
+    day: Day,
+    over: &str,
+    present: Option<Vec<i64>>,
+    cancel: &Cancel,
+) -> Result<StoredDay> {
+    let finishing = || {
+        let stored = current(store, prefix, day, over, cancel)?;
+        let whole = present.is_none();
+        let facts = facts(&stored, present.map(Remaining::of));
+        let (spool, file) = stamp(&stored, &facts, None)?;
+        let found = publish_over(store, prefix, &stored, spool, &file, &facts.run_id, cancel)?;
+        if whole {
+            is_back(store, prefix, day, &found.etag, &file.tally, cancel)?;
+        }
+        Ok(found)
+    };
+    finishing().map_err(|error: Error| error.on_day(day))
+}
+
+/// Takes a day off the list of those of which rows were deleted: the table has all rows of this version of its file.
+pub fn is_back(store: &Store, prefix: &Prefix, day: Day, etag: &str, file: &Tally, cancel: &Cancel) -> Result<()> {
+    block_on(cancel, deleted::remove(store, prefix, day))?;
+    // A deletion that has begun since may have found the day on the list. It has changed the file before it looked there.
+    let version = IfVersion::Is(etag.to_owned());
+    match block_on(cancel, store.get(&prefix.key(&Scope::Day, day), Part::Tail(1), version))? {
+        Got::Found(_) | Got::Same => Ok(()),
+        Got::Changed | Got::Absent => block_on(cancel, deleted::add(store, prefix, day, file)),
+    }
+}
+
+/// The day's file, if it is this version.
+fn current(store: &Store, prefix: &Prefix, day: Day, over: &str, cancel: &Cancel) -> Result<StoredDay> {
+    let key = prefix.key(&Scope::Day, day);
+    let stored = block_on(cancel, StoredDay::read(store, &key, day))?.ok_or_else(|| not_stored(store, &key))?;
+    if stored.etag == over {
+        return Ok(stored);
+    }
+    Err(Error::Conflict {
+        message: format!("{key} was written anew while its rows were brought back; restore it again"),
+        key,
+    })
+}
+
+/// What the file says of itself, and of the rows that remain in the table.
+fn facts(stored: &StoredDay, remaining: Option<Remaining>) -> FileFacts {
+    FileFacts {
+        day: stored.day,
+        source: stored.source.clone().unwrap_or_default(),
+        run_id: uuid::Uuid::new_v4().to_string(),
+        snapshot_time: stored.snapshot_time.unwrap_or_default(),
+        position: stored.position.clone(),
+        remaining,
+        same_rows_as: earlier(stored),
+    }
+}
+
+fn rewritten(
+    source: &mut dyn Source,
+    facts: &FileFacts,
+    options: &ExportOptions,
+    cancel: &Cancel,
+) -> Result<(Spool, Written)> {
+    let mut sorter = Sorter::new(facts.day, options.sort.clone());
+    let mut sink = |batch| sorter.push(&batch);
+    source.read(facts.day, BadRows::Fail, &mut sink, cancel)?;
+    let spool = Spool::create(options.sort.temp_dir.as_deref())?;
+    let mut writer = DayWriter::new(spool, facts, options.row_group_rows)?;
+    for batch in sorter.finish(None, cancel)? {
+        writer.write(&batch?)?;
+    }
+    writer.finish()
+}
