@@ -249,8 +249,8 @@ class TestDoctor:
             code, out, _ = analytics("doctor")
         assert {state for state, _, _ in found.values()} == {"ok"}, found
         assert set(found) == {"settings", "ledger", "database", "dates", "late rows", "replica", "write database",
-                              "clock", "store", "conditional write", "deletion", "other rows", "other columns", "erasures",
-                              "periodic tasks"}  # fmt: skip
+                              "clock", "store", "conditional write", "deletion", "other rows", "other columns",
+                              "erasures", "periodic tasks"}  # fmt: skip
         assert f"20 rows on {ago(1)}" in found["database"][1]
         assert code == 0
         assert out.startswith("ok       settings: ")
