@@ -296,19 +296,24 @@ def _deletion() -> Iterator[Finding]:
         )
 
 
-def _effects() -> Iterator[Finding]:
-    """What would go with deleted rows; a deletion is refused for what the settings do not accept."""
+def _effects(alias: str) -> dict[str, list[str]] | None:
+    """What would go with deleted rows, as the database knows it; ``None`` where no rows are deleted."""
     from parquet_analytics._native import PostgresSource
     from parquet_analytics.django.source import configured_source
 
+    if connections[alias].vendor != "postgresql":
+        return None
+    source = configured_source(days.last_finished(), write=True, alias=alias)
+    return source.effects() if isinstance(source, PostgresSource) else None
+
+
+def _other_rows() -> Iterator[Finding]:
     mapping = configured()
     alias = write_alias(mapping)
-    source = configured_source(write=True, alias=alias) if connections[alias].vendor == "postgresql" else None
-    if not isinstance(source, PostgresSource):
-        why = f"{alias!r} is not read natively; rows are not deleted from it"
-        yield from (Finding(name, "skipped", why) for name in ("other rows", "other columns"))
+    told = _effects(alias)
+    if told is None:
+        yield Finding("other rows", "skipped", f"{alias!r} is not read natively; rows are not deleted from it")
         return
-    told = source.effects()
     others = told["others"] + effects.dangling(mapping, alias)
     if not others:
         yield Finding("other rows", "ok", "a deletion touches no rows but those of the page views")
@@ -321,8 +326,16 @@ def _effects() -> Iterator[Finding]:
             f"rows are not deleted, because of what that does besides: {'; '.join(others)}",
             "Remove the constraint, relation, trigger or rule, or set DELETE_CASCADES if it is wanted.",
         )
-    may_go = effects.may_be_lost(mapping)
-    lost = [column for column in told["columns"] if column not in may_go]
+
+
+def _other_columns() -> Iterator[Finding]:
+    mapping = configured()
+    alias = write_alias(mapping)
+    told = _effects(alias)
+    if told is None:
+        yield Finding("other columns", "skipped", f"{alias!r} is not read natively; rows are not deleted from it")
+        return
+    lost = [column for column in told["columns"] if column not in effects.may_be_lost(mapping)]
     if lost:
         yield Finding(
             "other columns",
@@ -418,7 +431,8 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "clock": _clock,
     "store": _store,
     "deletion": _deletion,
-    "other rows": _effects,
+    "other rows": _other_rows,
+    "other columns": _other_columns,
     "erasures": _erasures,
     "periodic tasks": _periodic_tasks,
 }
