@@ -17,8 +17,10 @@ use parquet::file::metadata::{
     ParquetMetaDataReader, RowGroupMetaData,
 };
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
+use parquet::file::statistics::Statistics;
 
 use crate::error::{Error, Result};
+use crate::keys::Day;
 use crate::schema;
 
 /// Magic and length at the end of every Parquet file.
@@ -51,7 +53,7 @@ pub(crate) enum Parsed {
 impl Footer {
     /// Reads the footer out of the last bytes of an object, which begin at `offset`.
     pub(crate) fn parse(key: &str, etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<Parsed> {
-        let read = || read(etag, size, offset, bytes);
+        let read = || read(key, etag, size, offset, bytes);
         // The parquet crate has assertions that only damaged files violate.
         let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("its footer is damaged".into()));
         read.map_err(|error| Error::corrupt(key, error))
@@ -103,7 +105,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-fn read(etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<Parsed, Fault> {
+fn read(key: &str, etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<Parsed, Fault> {
     let Some((rest, tail)) = bytes.len().checked_sub(TAIL).map(|at| bytes.split_at(at)) else {
         return Err(format!("it has {size} bytes, fewer than any Parquet file").into());
     };
@@ -125,6 +127,7 @@ fn read(etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<Parsed, Fau
     }
     let metadata = ParquetMetaDataReader::decode_metadata(&rest[at..])?;
     check_format(&metadata)?;
+    check_day(key, &metadata)?;
     check_groups(&metadata, size)?;
     let mut index: Option<Range<u64>> = None;
     let mut total = 0;
@@ -209,6 +212,33 @@ fn with_page_index(
         DecodeResult::Data(metadata) => Ok(metadata),
         _ => Err("its page index is damaged".into()),
     }
+}
+
+/// An object that was copied to another day's key is not that day: what it says of itself, and what its rows' dates are, is held against
+/// the key.
+fn check_day(key: &str, metadata: &ParquetMetaData) -> Result<(), Fault> {
+    let Some(day) = Day::of_key(key) else {
+        return Ok(());
+    };
+    let other = |said: &str| Fault(format!("its key is of {day}, and it says that it is of {said}"));
+    let pairs = metadata.file_metadata().key_value_metadata().into_iter().flatten();
+    for said in pairs.filter(|pair| pair.key == schema::meta::DAY).filter_map(|pair| pair.value.as_deref()) {
+        if said != day.to_string() {
+            return Err(other(&said.chars().take(20).collect::<String>()));
+        }
+    }
+    let dates = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
+    for column in dates.filter(|column| column.column_path().string() == schema::DATE) {
+        let Some(Statistics::Int32(dates)) = column.statistics() else {
+            continue;
+        };
+        let found = [dates.min_opt(), dates.max_opt()].into_iter().flatten();
+        if let Some(date) = found.copied().find(|date| *date != day.to_date32()) {
+            let shown = Day::from_date32(date).map_or_else(|| "no day".to_owned(), |day| day.to_string());
+            return Err(Fault(format!("its key is of {day}, and it holds rows of {shown}")));
+        }
+    }
+    Ok(())
 }
 
 fn check_format(metadata: &ParquetMetaData) -> Result<(), Fault> {

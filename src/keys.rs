@@ -62,6 +62,12 @@ impl Day {
         Self::new(date).ok()
     }
 
+    /// The day of a file or copy, by its key's name.
+    pub fn of_key(key: &str) -> Option<Self> {
+        let (_, name) = key.rsplit_once('/')?;
+        name.strip_prefix("pageviews_")?.strip_suffix(".parquet")?.parse().ok()
+    }
+
     /// Every day from `since` to `until`, both included.
     pub fn range(since: Self, until: Self) -> impl DoubleEndedIterator<Item = Self> {
         (since.to_date32()..=until.to_date32()).filter_map(Self::from_date32)

@@ -79,10 +79,6 @@ impl StoredDay {
             .flatten()
             .filter_map(|pair| Some((pair.key.clone(), pair.value.clone()?)))
             .collect();
-        if let Some(other) = pairs.get(meta::DAY).filter(|other| **other != day.to_string()) {
-            let other: String = other.chars().take(20).collect();
-            return Err(Error::corrupt(key, format_args!("it says that it is of {other}")));
-        }
         let position = pairs.get(meta::POSITION).map(|text| text.parse::<Position>());
         let remaining = pairs.get(meta::REMAINING).map(|text| text.parse::<Remaining>());
         Ok(Some(Self {

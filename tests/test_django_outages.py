@@ -312,3 +312,13 @@ def test_a_worker_lives_through_a_restart_of_the_database(
 
 def archive_url(server: Postgres) -> str:
     return server.database_url(str(connections["default"].settings_dict["NAME"]))
+
+
+@pytest.mark.parametrize("wrong", ["PASSWORD", "NAME"])
+def test_a_database_that_lets_nobody_in_is_not_waited_for(site_database: str, tmp_path: Path, wrong: str) -> None:
+    """Whatever language the server says it in: the code counts."""
+    entry = sites.site.postgresql(site_database) | {wrong: "no such thing"}
+    with sites.databases(default=entry), sites.archive(tmp_path), pytest.raises(DatabaseError) as caught:
+        runs.export_day(DAY)
+    assert not caught.value.retryable
+    assert caught.value.sqlstate == {"PASSWORD": "28P01", "NAME": "3D000"}[wrong]

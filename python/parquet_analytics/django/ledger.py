@@ -289,5 +289,8 @@ def refuse_without_autocommit(alias: str) -> None:
 def _unreachable(error: AnyDatabaseError) -> ParquetAnalyticsError:
     about = " ".join(str(error).split())
     if outages.is_away(error):
-        return DatabaseError(f"the ledger's database cannot be written: {about}", retryable=True)
+        away = outages.converted(error)
+        return DatabaseError(
+            f"the ledger's database cannot be written: {about}", sqlstate=away.sqlstate, retryable=away.retryable
+        )
     return ConfigurationError(f"the ledger has no table in its database; run manage.py migrate: {about}")

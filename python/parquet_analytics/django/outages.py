@@ -14,9 +14,9 @@ from django.db import DatabaseError as DjangoDatabaseError
 from django.db import Error as AnyDatabaseError
 from django.db import InterfaceError, OperationalError, connections, router
 
-from parquet_analytics.exceptions import DatabaseError
+from parquet_analytics.exceptions import DatabaseError, ParquetAnalyticsError
 
-__all__ = ["PATIENCE", "Patience", "asking", "is_away", "reconnect", "told"]
+__all__ = ["PATIENCE", "Patience", "asking", "converted", "is_away", "reconnect", "told"]
 
 PATIENCE = 30.0
 """Seconds that tasks and commands wait for a database before they go on to the next day. A restart takes less."""
@@ -26,6 +26,9 @@ _ATTEMPTS = 4
 
 # Connections, resources, shutdown and start, and a server that is not the primary any more or not yet.
 _OUTAGES = ("08", "53", "57P", "25006")
+
+# A wrong user, password or database: no waiting helps.
+_REFUSALS = ("28", "3D")
 
 # What SQLite calls operational although no waiting helps.
 _FOR_GOOD = ("no such table", "no such column", "has no column named")
@@ -62,7 +65,7 @@ def told() -> Iterator[None]:
     except AnyDatabaseError as error:
         if not is_away(error):
             raise
-        raise _converted(error) from error
+        raise converted(error) from error
 
 
 def asking(function: Callable[P, T]) -> Callable[P, T]:
@@ -135,12 +138,7 @@ class Patience:
 
 def _answer() -> bool:
     """Whether the databases that page views and the ledger are in can be asked."""
-    from parquet_analytics.django.mapping import configured
-    from parquet_analytics.django.models import Run
-    from parquet_analytics.django.source import read_alias, write_alias
-
-    mapping = configured()
-    for alias in {read_alias(mapping), write_alias(mapping), router.db_for_write(Run)}:
+    for alias in _aliases():
         try:
             with connections[alias].cursor() as cursor:
                 cursor.execute("SELECT 1")
@@ -159,8 +157,41 @@ def _in_transaction() -> bool:
     return any(connection.in_atomic_block for connection in connections.all(initialized_only=True))
 
 
-def _converted(error: AnyDatabaseError) -> DatabaseError:
+def converted(error: AnyDatabaseError) -> DatabaseError:
+    """What Django raised because a database is away, as an error that may be tried again, unless it lets nobody in."""
+    # A driver that could not connect does not say why in a way that does not depend on the server's language.
+    refused = _refused() if _sqlstate(error) is None and isinstance(error, OperationalError) else None
+    if refused is not None:
+        return DatabaseError(f"a database cannot be asked: {_line(refused)}", sqlstate=refused.sqlstate)
     return DatabaseError(f"a database cannot be asked: {_line(error)}", sqlstate=_sqlstate(error), retryable=True)
+
+
+def _refused() -> DatabaseError | None:
+    """Why one of the PostgreSQL databases does not let this site in, such as a wrong password, by its SQLSTATE."""
+    from parquet_analytics._native import PostgresSource
+    from parquet_analytics.django.postgres import connection_string
+
+    for alias in _aliases():
+        if connections[alias].vendor != "postgresql":
+            continue
+        try:
+            PostgresSource(connection_string(alias)).identity()
+        except DatabaseError as error:
+            if not error.retryable and (error.sqlstate or "").startswith(_REFUSALS):
+                return error
+        except (ParquetAnalyticsError, AnyDatabaseError):
+            continue
+    return None
+
+
+def _aliases() -> set[str]:
+    """The databases that page views and the ledger are in."""
+    from parquet_analytics.django.mapping import configured
+    from parquet_analytics.django.models import Run
+    from parquet_analytics.django.source import read_alias, write_alias
+
+    mapping = configured()
+    return {read_alias(mapping), write_alias(mapping), router.db_for_write(Run)}
 
 
 def _sqlstate(error: BaseException) -> str | None:

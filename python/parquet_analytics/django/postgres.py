@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from parquet_analytics.exceptions import ConfigurationError, DatabaseError
+from parquet_analytics.exceptions import ConfigurationError
 
 __all__ = ["Seen", "connection_string", "seen_by"]
 
@@ -87,6 +87,8 @@ def seen_by(alias: str, tables: list[str | None]) -> Seen:
     """
     from django.db import InterfaceError, OperationalError, connections
 
+    from parquet_analytics.django import outages
+
     connection = connections[alias]
     names = [None if table is None else connection.ops.quote_name(table) for table in tables]
     try:
@@ -102,10 +104,7 @@ def seen_by(alias: str, tables: list[str | None]) -> Seen:
             user, login = cursor.fetchone()
     except (OperationalError, InterfaceError) as error:
         connection.close_if_unusable_or_obsolete()
-        about = " ".join(str(error).split())
-        raise DatabaseError(
-            f"the database {alias!r} cannot be asked: {about}; try again later", retryable=True
-        ) from error
+        raise outages.converted(error) from error
     hidden = sorted(name for name, about in found.items() if about[3])
     if hidden:
         raise ConfigurationError(

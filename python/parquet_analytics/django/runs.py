@@ -79,11 +79,10 @@ def export_day(
 
     # Asked once: what is recorded is what was read.
     alias = read_alias(configured())
-    source = configured_source(day, alias=alias)
-    who = ParquetAnalyticsExporter(source=source)
+    location = exporter().location
     per_project = settings.PER_PROJECT if per_project is None else per_project
     per_organization = settings.PER_ORGANIZATION if per_organization is None else per_organization
-    ledger = Ledger(Run.Kind.EXPORT, day, who.location, database=alias, task_id=task_id)
+    ledger = Ledger(Run.Kind.EXPORT, day, location, database=alias, task_id=task_id)
 
     def tick(done: int, total: int | None) -> None:
         ledger.renew()
@@ -95,15 +94,17 @@ def export_day(
     run.per_project, run.per_organization = per_project, per_organization
     try:
         with outages.told(), ledger, outages.told():
-            done = latest_verified(who.location, day, day).get(day) if unless_done else None
+            done = latest_verified(location, day, day).get(day) if unless_done else None
             if done is not None:
                 now, expected = counted(configured(), done)
                 if now == expected:
                     ledger.needless()
                     return done, {}
+            source = configured_source(day, alias=alias)
+            who = ParquetAnalyticsExporter(source=source)
             run.key = who.get_parquet_path(day)
             # Asked before, while a failure to ask spoils nothing.
-            known, may_vanish = _vanished_before(day, who.location), _may_vanish(day, who.location)
+            known, may_vanish = _vanished_before(day, location), _may_vanish(day, location)
             try:
                 result = _export(
                     who,

@@ -117,7 +117,7 @@ impl<'a> Snapshot<'a> {
                     (current_setting('server_encoding') = 'SQL_ASCII')::text,
                     (SELECT relkind IN ('r', 'p') AND has_table_privilege(oid, 'SELECT')
                      FROM pg_class WHERE oid = to_regclass({name}))::text,
-                    coalesce(row_security_active(to_regclass({name})), false)::text, {}",
+                    coalesce(row_security_active(to_regclass({name})), false)::text, {}, {KNOWS_TRANSACTION_TIMEOUT}",
             Rights::SQL
         );
         let rows = snapshot
@@ -139,12 +139,16 @@ impl<'a> Snapshot<'a> {
              BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
              {session}
              {ALL_ROWS}
-             SET LOCAL statement_timeout = {};
-             SET LOCAL lock_timeout = {};",
+             SET LOCAL statement_timeout = {0};
+             SET LOCAL lock_timeout = {1};
+             SET LOCAL idle_in_transaction_session_timeout = {0};",
             milliseconds(options.statement_timeout),
             milliseconds(options.lock_timeout),
             session = options.session(),
         );
+        if is(7)? {
+            begin += NO_TRANSACTION_TIMEOUT;
+        }
         if is(0)? {
             // The server notices an export that has gone away.
             begin += "SET LOCAL client_connection_check_interval = 1000;";
@@ -324,6 +328,12 @@ async fn in_time<T>(options: &PostgresOptions, doing: &str, work: impl Future<Ou
     })
 }
 
+/// From PostgreSQL 17 on.
+pub const KNOWS_TRANSACTION_TIMEOUT: &str = "(current_setting('server_version_num')::int >= 170000)::text";
+
+/// Each statement has a time limit of its own; a role's for the whole transaction is made for others.
+pub const NO_TRANSACTION_TIMEOUT: &str = "SET LOCAL transaction_timeout = 0;";
+
 /// A policy that would hide rows is an error of the server's, in whatever is asked after this.
 pub const ALL_ROWS: &str = "SET LOCAL row_security = off;";
 
@@ -476,11 +486,14 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
             let retryable = !refused_by_pooler
                 && (matches!(
                     code,
-                    "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "57014"
+                    "25P03" | "25P04" | "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "57014"
                 ) || code.starts_with("53")
                     || code.starts_with("08"));
             let advice = match code {
                 "57014" => "; raise statement_timeout, or find out what slows the database down",
+                "25P03" => "; a role, a database or a pooler sets idle_in_transaction_session_timeout, raise it for this user",
+                "25P04" => "; a role or a database sets transaction_timeout, raise it for this user",
+                "57P05" => "; a role or a database sets idle_session_timeout, raise it for this user, or try again",
                 "55P03" => "; somebody holds a lock on the table, try again later",
                 "28P01" | "28000" => "; check user, password and pg_hba.conf",
                 "3D000" => "; check the database's name",

@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 
-use super::connect::{ALL_ROWS, LOCKING, Session, hidden_rows, identify, is_true, milliseconds};
+use super::connect::{ALL_ROWS, KNOWS_TRANSACTION_TIMEOUT, LOCKING, NO_TRANSACTION_TIMEOUT, Session, hidden_rows, identify, is_true, milliseconds};
 use super::copy::Decoder;
 use super::effects::{Effects, effects};
 use super::{Dates, PostgresSource, Unique, date_type, list, number};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::keys::Day;
 use crate::position::Identity;
 use crate::source::BadRows;
@@ -55,7 +55,7 @@ impl<'a> Deleter<'a> {
                 &format!(
                     "SELECT pg_is_in_recovery()::text, (current_setting('default_transaction_read_only') = 'on')::text,
                             coalesce(row_security_active(to_regclass({})), false)::text,
-                            (current_setting('server_encoding') = 'SQL_ASCII')::text",
+                            (current_setting('server_encoding') = 'SQL_ASCII')::text, {KNOWS_TRANSACTION_TIMEOUT}",
                     options.table.literal()
                 ),
             )
@@ -88,6 +88,9 @@ impl<'a> Deleter<'a> {
         if is_true(&rows, 3)? {
             begin += "SET LOCAL client_encoding = 'SQL_ASCII';";
         }
+        if is_true(&rows, 4)? {
+            begin += NO_TRANSACTION_TIMEOUT;
+        }
         let identity = identify(&mut session, options).await?;
         let of_date = date_type(options);
         let dates = session.query_as(options, "looking at the date", &of_date).await?;
@@ -117,10 +120,35 @@ impl<'a> Deleter<'a> {
         effects(&mut self.session, self.source).await
     }
 
+    /// Between two batches the server may have ended the connection, which has been idle. Another one has to lead to the same
+    /// table.
+    async fn begin_batch(&mut self) -> Result<()> {
+        let Err(error) = self.session.query("beginning a transaction", &self.begin).await else {
+            return Ok(());
+        };
+        if error.kind() != Kind::Retry {
+            return Err(error);
+        }
+        let options = &self.source.options;
+        log::info!("connecting again: {error}");
+        let mut session = Session::connect(options).await?;
+        let identity = identify(&mut session, options).await?;
+        if identity != self.identity {
+            return Err(Error::refused(format!(
+                "{} is another server than it was when the deletion began ({identity}, not {}); run it again",
+                options.target.server(),
+                self.identity
+            )));
+        }
+        self.session = session;
+        self.session.query("beginning a transaction", &self.begin).await?;
+        Ok(())
+    }
+
     /// Whether the table has rows of a day at all.
     pub async fn has_rows(&mut self, day: Day) -> Result<bool> {
         let sql = format!("SELECT EXISTS (SELECT 1 {})::text", self.source.of_day(day, self.dates));
-        self.session.query("beginning a transaction", &self.begin).await?;
+        self.begin_batch().await?;
         let found = is_true(&self.session.query("looking for rows", &sql).await?, 0);
         self.session.query("ending the transaction", "ROLLBACK").await?;
         found
@@ -138,7 +166,7 @@ impl<'a> Deleter<'a> {
         let of_day = self.source.of_day(day, self.dates);
         let id = &self.source.options.columns.id;
         let among = |ids: &[i64]| format!("{of_day} AND {id} = ANY('{{{}}}'::bigint[])", list(ids));
-        self.session.query("beginning a transaction", &self.begin).await?;
+        self.begin_batch().await?;
         let sql = format!(
             "COPY (SELECT {} {} FOR UPDATE SKIP LOCKED) TO STDOUT (FORMAT binary)",
             self.source.column_list(),
