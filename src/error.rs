@@ -106,6 +106,10 @@ pub enum Error {
     #[error("{message}")]
     DeletionRefused { message: String },
 
+    /// Nothing is erased, because what is stored belongs to another database.
+    #[error("{message}")]
+    ErasureRefused { key: String, message: String },
+
     /// A write may or may not have taken effect, and it could not be found out which.
     #[error("{message}")]
     CommitStateUnknown {
@@ -209,6 +213,7 @@ impl Error {
             | Self::NotStored { key, .. }
             | Self::Lost { key, .. }
             | Self::Mismatch { key, .. }
+            | Self::ErasureRefused { key, .. }
             | Self::CommitStateUnknown { key, .. } => Some(key),
             _ => None,
         }

@@ -12,12 +12,13 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use crate::copies::CopyFile;
+use crate::erase::drop_stale_copies;
 pub use options::{ExportOptions, Exported, OnConflict, Outcome, Planned, Progress};
 use reconcile::{Rows, Stored};
 use write::Finished;
 
 use crate::deleted;
-use crate::erased;
+use crate::erased::{self, Erased};
 use crate::error::{Error, Result};
 use crate::keys::{Day, Scope};
 use crate::merge::{Conflict, without, without_ids};
@@ -67,7 +68,8 @@ pub fn export(
         progress,
         cancel,
         first_read: None,
-        erased: erased::Ids::default(),
+        erased: Erased::default(),
+        copied: Vec::new(),
         left_out: Vec::new(),
     }
     .run()
@@ -100,7 +102,9 @@ struct Export<'a> {
     /// Rows that the source gave in the first round.
     first_read: Option<u64>,
     /// Projects whose rows are not stored.
-    erased: erased::Ids,
+    erased: Erased,
+    /// The copies that were written by this round.
+    copied: Vec<Scope>,
     /// Rows that stay in the source, because the stored rows with their ids may be others; ascending.
     left_out: Vec<Conflict>,
 }
@@ -110,6 +114,7 @@ impl Export<'_> {
         check_over(self.day, self.options)?;
         let key = self.options.prefix.key(&Scope::Day, self.day);
         self.ask_erased()?;
+        let mut copied_before = Vec::new();
         for round in 1..ROUNDS {
             match self.attempt(&key) {
                 Err(Error::Conflict { message, .. }) => {
@@ -123,8 +128,14 @@ impl Export<'_> {
                         self.day,
                         exported.key
                     );
+                    copied_before.append(&mut self.copied);
                 }
-                ended => return ended,
+                ended => {
+                    // Whoever looked for copies of an erased project may have done so before these were there.
+                    copied_before.retain(|scope| !self.copied.contains(scope));
+                    drop_stale_copies(self.store, &self.options.prefix, self.day, &copied_before, self.cancel)?;
+                    return ended;
+                }
             }
         }
         self.attempt(&key)
@@ -132,11 +143,11 @@ impl Export<'_> {
 
     /// Asks which projects were erased, and says whether there are others than before.
     fn ask_erased(&mut self) -> Result<bool> {
-        let asked = erased::ids(self.store, &self.options.prefix, Duration::ZERO);
-        let (ids, _) = block_on(self.cancel, asked)?;
-        let others = ids != self.erased;
-        self.source.exclude(&ids);
-        self.erased = ids;
+        let asked = erased::known(self.store, &self.options.prefix, Duration::ZERO);
+        let (erased, _) = block_on(self.cancel, asked)?;
+        let others = erased != self.erased;
+        self.source.exclude(&erased.ids);
+        self.erased = erased;
         Ok(others)
     }
 
@@ -155,7 +166,8 @@ impl Export<'_> {
         reached(self.day, Step::ReadingStored);
         let stored = self.stored(key)?;
         reached(self.day, Step::ReadingDatabase);
-        let (mut sorter, rows, mut summary) = self.read(&stored)?;
+        let (mut sorter, rows, mut summary, hidden) = self.read(&stored)?;
+        self.check_list(&summary, hidden)?;
         let merged = self.merge(&stored, rows, &summary, &mut sorter)?;
         if !merged.conflicts.is_empty() {
             self.leave_out(key, &merged.conflicts)?;
@@ -236,7 +248,10 @@ impl Export<'_> {
             );
         }
         let (project_copies, organization_copies) = match copies {
-            Some((files, bytes)) => self.publish_copies(&files, &bytes, &run_id)?,
+            Some((files, bytes)) => {
+                self.copied = files.iter().map(|file| file.scope.clone()).collect();
+                self.publish_copies(&files, &bytes, &run_id)?
+            }
             None => (0, 0),
         };
         Ok(Exported {
@@ -260,8 +275,9 @@ impl Export<'_> {
         self.options.replace || self.options.discard_stored
     }
 
-    /// Reads the source's rows into a sorter, and indexes them when they are to be merged.
-    fn read(&mut self, stored: &Stored) -> Result<(Sorter, Rows, Summary)> {
+    /// Reads the source's rows into a sorter, indexes them when they are to be merged, and counts those of erased projects that
+    /// were passed over.
+    fn read(&mut self, stored: &Stored) -> Result<(Sorter, Rows, Summary, u64)> {
         if self.progress.wants_total
             && let Some(total) = self.source.count(self.day, self.cancel)?
         {
@@ -273,9 +289,13 @@ impl Export<'_> {
         let left_out: Vec<i64> = self.left_out.iter().map(|row| row.id).collect();
         self.source.leave_out(&left_out);
         self.source.expect(stored.ids());
-        let (progress, erased) = (self.progress, &self.erased);
+        let (progress, erased) = (self.progress, &self.erased.ids);
+        let mut hidden = 0;
         let mut sink = |batch: RecordBatch| {
-            let batch = without_ids(without(batch, erased)?, &left_out)?;
+            let given = batch.num_rows();
+            let batch = without(batch, erased)?;
+            hidden += (given - batch.num_rows()) as u64;
+            let batch = without_ids(batch, &left_out)?;
             match &mut index {
                 Some(index) => index.push(&batch)?,
                 None => ids.extend(id_column(&batch)?),
@@ -315,7 +335,7 @@ impl Export<'_> {
                 Rows::Unindexed(sorter.rows())
             }
         };
-        Ok((sorter, rows, summary))
+        Ok((sorter, rows, summary, hidden))
     }
 
     /// Reads the published file back and compares it with what was written and what the source counted.

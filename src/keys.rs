@@ -9,6 +9,9 @@ use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveTime, Utc};
 use crate::error::{Error, Result};
 
 pub const DEFAULT_PREFIX: &str = "analytics/pageviews";
+/// The folders of copies, below which each slug has one.
+pub const PROJECTS: &str = "project";
+pub const ORGANIZATIONS: &str = "org";
 
 /// A calendar day in UTC, between years 1 and 9999.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -176,14 +179,37 @@ impl Prefix {
     pub fn key(&self, scope: &Scope, day: Day) -> String {
         let folder = match scope {
             Scope::Day => String::new(),
-            Scope::Project(slug) => format!("project/{slug}/"),
-            Scope::Organization(slug) => format!("org/{slug}/"),
+            Scope::Project(slug) => format!("{PROJECTS}/{slug}/"),
+            Scope::Organization(slug) => format!("{ORGANIZATIONS}/{slug}/"),
         };
         format!(
             "{}{folder}{}/pageviews_{day}.parquet",
             self.root(),
             day.0.format("%Y/%m/%d")
         )
+    }
+
+    /// What a key is of; `None` for any other object than a day's file and a copy.
+    pub fn parse_key(&self, key: &str) -> Option<(Scope, Day)> {
+        let below = key.strip_prefix(&self.root())?;
+        let (folder, file) = below.rsplit_once('/')?;
+        let day = file
+            .strip_prefix("pageviews_")?
+            .strip_suffix(".parquet")?
+            .parse()
+            .ok()?;
+        let mut parts = folder.split('/');
+        let scope = match parts.next()? {
+            PROJECTS => Scope::Project(parts.next()?.parse().ok()?),
+            ORGANIZATIONS => Scope::Organization(parts.next()?.parse().ok()?),
+            _ => Scope::Day,
+        };
+        (self.key(&scope, day) == key).then_some((scope, day))
+    }
+
+    /// A folder below the prefix; the prefix itself for an empty name.
+    pub fn folder(&self, name: &str) -> String {
+        format!("{}{name}", self.root()).trim_end_matches('/').to_owned()
     }
 
     /// The key of the object on which it is tried whether the store heeds conditions.

@@ -19,6 +19,8 @@ pub struct Filter {
     /// Slugs, compared byte by byte; an empty list selects nothing.
     pub projects: Option<Vec<String>>,
     pub project_id: Option<i32>,
+    /// Ids of projects of which any passes.
+    pub any_project: Option<Vec<i32>>,
     pub statuses: Option<Vec<i16>>,
     /// Projects whose rows do not pass, by id.
     pub hidden: Vec<i32>,
@@ -28,7 +30,10 @@ impl Filter {
     /// Indexes into [`schema::pageviews`] of the columns that decide about a row.
     pub fn columns(&self) -> Vec<usize> {
         let parts = [
-            (schema::PROJECT_ID, self.project_id.is_some() || !self.hidden.is_empty()),
+            (
+                schema::PROJECT_ID,
+                self.project_id.is_some() || self.any_project.is_some() || !self.hidden.is_empty(),
+            ),
             (schema::PROJECT_SLUG, self.projects.is_some()),
             (schema::STATUS, self.statuses.is_some()),
         ];
@@ -48,6 +53,9 @@ impl Filter {
         }
         if let Some(statuses) = &mut self.statuses {
             statuses.sort_unstable();
+        }
+        if let Some(ids) = &mut self.any_project {
+            ids.sort_unstable();
         }
         self.hidden.sort_unstable();
         self
@@ -69,6 +77,14 @@ impl Filter {
             conditions.push(Condition {
                 column: index(schema::PROJECT_ID),
                 any_of: AnyOf::Number(vec![id]),
+            });
+        }
+        if let Some(ids) = &self.any_project {
+            let mut ids = ids.clone();
+            ids.sort_unstable();
+            conditions.push(Condition {
+                column: index(schema::PROJECT_ID),
+                any_of: AnyOf::Number(ids),
             });
         }
         if let Some(statuses) = &self.statuses {

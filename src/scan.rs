@@ -48,6 +48,8 @@ pub struct Options {
     pub concurrency: usize,
     /// Most rows of a batch.
     pub batch_rows: usize,
+    /// Rows of erased projects pass too: for whoever takes them out.
+    pub with_erased: bool,
 }
 
 impl Default for Options {
@@ -59,6 +61,7 @@ impl Default for Options {
             ahead_bytes: 256 << 20,
             concurrency: 64,
             batch_rows: 8192,
+            with_erased: false,
         }
     }
 }
@@ -283,7 +286,7 @@ impl Scan {
             .try_collect();
         let erased = async {
             // Who asks about no day reads nothing.
-            if self.files.is_empty() {
+            if self.files.is_empty() || context.options.with_erased {
                 return Ok(context.given.hidden.clone());
             }
             let age = context.options.freshness.recent;

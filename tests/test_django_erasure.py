@@ -21,7 +21,7 @@ from django.test.utils import CaptureQueriesContext
 from parquet_analytics import ParquetAnalyticsExporter, ParquetAnalyticsQuerier
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import tasks
+from parquet_analytics.django import sweep, tasks
 from parquet_analytics.django.erasure import connect, erase_pending, hidden_projects
 from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.models import Erasure
@@ -410,8 +410,14 @@ def test_copies_of_organizations_whose_day_lost_the_rows_before(organizations: N
     assert organizations_copies(place) == {"both": [staying], "other": [staying]}
 
 
-def test_copies_are_looked_for_only_where_there_may_be_some(site_database: str, place: Any, sent: list[Any]) -> None:
-    """Not one request for each of a site's organizations on each day of its archive."""
+@pytest.mark.parametrize("many", [False, True])
+def test_copies_are_looked_for_only_where_there_are_some(
+    site_database: str, place: Any, sent: list[Any], monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    """Not one request for each of a site's organizations on each day of its archive; and where copies are very many,
+    none for those of other projects."""
+    if many:
+        monkeypatch.setattr(sweep, "_MOST_COPIES", 0)
     asked: list[str] = []
 
     def listening(address: str, request: Any) -> Response:
@@ -432,8 +438,9 @@ def test_copies_are_looked_for_only_where_there_may_be_some(site_database: str, 
     folders = {path.partition("/")[0] for path in asked}
     assert "2026" in folders
     assert "org" not in folders
-    copies_asked = {path for path in asked if path.startswith("project/")}
-    assert copies_asked == {f"project/going/{DAY:%Y/%m/%d}/pageviews_{DAY}.parquet"}
+    copies_asked = {path.split("/")[1] for path in asked if path.startswith("project/")}
+    assert copies_asked == ({"going"} if many else {"going", "staying"})
+    assert (Erasure.objects.get().note is not None) is many
     assert stored(place) == stored(place, NEXT) == [Project.objects.get(slug="staying").pk]
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "Store",
     "__version__",
     "check_day",
+    "check_erasure",
     "check_prefix",
     "check_slug",
     "days_with_erased_copies",
@@ -19,12 +20,15 @@ __all__ = [
     "erase_from_day",
     "erase_projects",
     "erased_projects",
+    "erased_rows",
     "export_day",
     "finish_restoration",
     "parquet_path",
     "plan_export",
     "prepare_restoration",
     "read_for_restoration",
+    "stored_days",
+    "unerase_projects",
     "verify_day",
 ]
 
@@ -126,7 +130,25 @@ def finish_restoration(
     present: Sequence[int] | None,
     alive: Callable[[], object],
 ) -> dict[str, Any]: ...
-def erase_projects(store: Store, prefix: str, projects: Sequence[tuple[int, str | None]]) -> list[int]: ...
+def erase_projects(
+    store: Store,
+    prefix: str,
+    projects: Sequence[tuple[int, str | None]],
+    owner: Mapping[str, Any] | None,
+    accept_moved_database: bool,
+) -> list[int]: ...
+def unerase_projects(
+    store: Store,
+    prefix: str,
+    projects: Sequence[int],
+    owner: Mapping[str, Any] | None,
+    accept_moved_database: bool,
+) -> list[int]: ...
+def check_erasure(store: Store, prefix: str, owner: Mapping[str, Any] | None, accept_moved_database: bool) -> None: ...
+def stored_days(store: Store, prefix: str) -> list[datetime.date]: ...
+def erased_rows(
+    store: Store, prefix: str, living: set[str] | None, slugs: set[str], most_copies: int
+) -> dict[str, Any]: ...
 def erased_projects(store: Store, prefix: str) -> list[int]: ...
 def days_with_erased_copies(
     store: Store, prefix: str, days: Sequence[str], slugs: Sequence[str], organizations: Sequence[str]
@@ -138,6 +160,8 @@ def erase_from_day(
     *,
     slugs: Sequence[str],
     organizations: Mapping[str, Sequence[str]] | None,
+    owner: Mapping[str, Any] | None,
+    accept_moved_database: bool,
     sort_memory: int,
     temp_dir: str | None,
     row_group_rows: int,

@@ -17,6 +17,7 @@ __all__ = [
     "DayLost",
     "DayNotStored",
     "DeletionRefused",
+    "ErasureRefused",
     "IdConflict",
     "Interrupted",
     "InternalError",
@@ -145,6 +146,10 @@ class DayLost(VerificationFailed):
 
 class DeletionRefused(ParquetAnalyticsError):
     """Rows are not deleted, because it is not certain that they are safe in the store."""
+
+
+class ErasureRefused(ParquetAnalyticsError):
+    """Nothing is erased, because the list of erased projects, or a stored day, belongs to another database."""
 
 
 class CommitStateUnknown(StoreError):

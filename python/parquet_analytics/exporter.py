@@ -270,32 +270,78 @@ class ParquetAnalyticsExporter:
             progress=progress,
         )
 
-    def erase_project(self, project_id: int, slug: str | None = None) -> bool:
+    def erase_project(
+        self, project_id: int, slug: str | None = None, *, owner: Any = None, accept_moved_database: bool = False
+    ) -> bool:
         """Erase a project for good: from now on its rows are not shown by any querier of this store and prefix (within
         the age that footers are believed, 60 seconds by default), and neither exported nor merged again, wherever they
         come from. Says whether it was not erased before.
 
         The project is known by its id alone, so that whoever gets its slug is not concerned. ``slug`` is recorded
         beside it. The list of erased projects is one small object, ``_erased/projects.json`` below the prefix, changed
-        only under a condition; :class:`CommitStateUnknown` when it cannot be found out whether it was, and erasing
-        again is safe. Rows stay in files until :meth:`erase_from_day`.
-        """
-        return bool(self.erase_projects({project_id: slug}))
+        only under a condition and read back; :class:`CommitStateUnknown` when it cannot be found out whether it was,
+        and erasing again is safe. Rows stay in files until :meth:`erase_from_day`.
 
-    def erase_projects(self, projects: Mapping[int, str | None]) -> list[int]:
+        Ids mean something in one database only, so the list says whose they are, and so do the stored days.
+        :class:`ErasureRefused`, and nothing is changed, when one of them is another database's than ``owner``: a
+        PostgreSQL URL, a :class:`PostgresSource` or its ``identity()``, by default the exporter's source. Without any
+        database, projects are erased only where none is named. ``accept_moved_database`` says once that the databases
+        that list and days name held the same data, before a move, a promotion or a restoration.
+        """
+        erased = self.erase_projects({project_id: slug}, owner=owner, accept_moved_database=accept_moved_database)
+        return bool(erased)
+
+    def erase_projects(
+        self, projects: Mapping[int, str | None], *, owner: Any = None, accept_moved_database: bool = False
+    ) -> list[int]:
         """:meth:`erase_project` for many at once, ids with their slugs, in one change of the list. Gives the ids that
-        were not erased before. The list has room for some 800,000; slugs are kept of the latest 10,000."""
+        were not erased before. The list has room for some 800,000; slugs are kept of the latest 10,000. The footer of
+        each stored day is read."""
         wanted = []
         for project_id, slug in projects.items():
             _, number = project(None, project_id)
             if slug is not None:
                 _native.check_slug(slug)
             wanted.append((cast(int, number), slug))
-        return _native.erase_projects(self._store, self._prefix, wanted)
+        return _native.erase_projects(self._store, self._prefix, wanted, self._owner(owner), accept_moved_database)
+
+    def unerase_projects(
+        self, project_ids: Iterable[int], *, owner: Any = None, accept_moved_database: bool = False
+    ) -> list[int]:
+        """Take projects off the list of erased ones, after a mistaken deletion was undone say, and give the ids that
+        were on it. Their rows are shown again where files have them, and exported again. What was taken out of files
+        comes back only from the source: export their days again. ``owner`` and ``accept_moved_database`` as in
+        :meth:`erase_project`."""
+        ids = [cast(int, project(None, project_id)[1]) for project_id in project_ids]
+        return _native.unerase_projects(self._store, self._prefix, ids, self._owner(owner), accept_moved_database)
+
+    def check_erasure(self, *, owner: Any = None, accept_moved_database: bool = False) -> None:
+        """Raise what :meth:`erase_project` would raise because list or days are another database's. Changes nothing."""
+        _native.check_erasure(self._store, self._prefix, self._owner(owner), accept_moved_database)
 
     def erased_projects(self) -> list[int]:
         """The ids of the projects that were erased."""
         return _native.erased_projects(self._store, self._prefix)
+
+    def stored_days(self) -> list[datetime.date]:
+        """The days that have a file, as the store lists them."""
+        return _native.stored_days(self._store, self._prefix)
+
+    def erased_rows(
+        self, *, living: Iterable[str] | None = None, slugs: Iterable[str] = (), most_copies: int = 100_000
+    ) -> dict[str, Any]:
+        """Look where rows of erased projects still are, in all files that the store lists: days, and copies.
+
+        The result has ``files``, a list of dicts with ``date``, ``key``, ``project`` or ``organization`` (the slug of a
+        copy, else ``None``) and ``projects`` ({id: [slugs that its rows have]}); ``unreadable``, damaged files of which
+        nobody can say what they hold ({key: why}); and ``every_copy``.
+
+        It takes a request for each day and copy. ``living``, the slugs that projects have now, bounds that: when there
+        are more than ``most_copies`` copies for projects, those below these slugs are left out (``every_copy`` is
+        ``False`` then), but for ``slugs``, the slugs of erased projects where they are known.
+        """
+        known = None if living is None else set(living)
+        return _native.erased_rows(self._store, self._prefix, known, set(slugs), count(most_copies, "most_copies"))
 
     def days_with_erased_copies(
         self, target_dates: Iterable[Date], slugs: Iterable[str], organizations: Iterable[str] = ()
@@ -312,13 +358,17 @@ class ParquetAnalyticsExporter:
         *,
         slugs: Iterable[str] = (),
         per_organization: Mapping[str, Iterable[str]] | None = None,
+        owner: Any = None,
+        accept_moved_database: bool = False,
     ) -> dict[str, Any]:
         """Write a stored day again without the rows of erased projects, and read it back; ``outcome`` is
         ``"unchanged"`` when it has none. The result is that of :meth:`export_daily_pageviews`.
 
         Before, copies with rows of erased projects are deleted: those below these ``slugs``, and those of the
         organizations in ``per_organization``, which are then written anew for the projects that it gives. Copies
-        without such rows stay as they are. :class:`DayNotStored` when there is no file.
+        without such rows stay as they are. :class:`DayNotStored` when there is no file, :class:`ErasureRefused` when
+        the day or the list is another database's (``owner`` and ``accept_moved_database`` as in
+        :meth:`erase_project`).
         """
         return _native.erase_from_day(
             self._store,
@@ -326,8 +376,24 @@ class ParquetAnalyticsExporter:
             _target(target_date),
             slugs=list(slugs),
             organizations=_organizations(per_organization, None),
+            owner=self._owner(owner),
+            accept_moved_database=accept_moved_database,
             **self._settings,
         )
+
+    def _owner(self, given: Any) -> dict[str, Any] | None:
+        """Which database asks, where there is one."""
+        if isinstance(given, Mapping):
+            return dict(given)
+        if given is not None and not isinstance(given, (str, PostgresSource)):
+            kind = type(given).__name__
+            raise InvalidInput(f"owner is {kind}; pass a PostgreSQL URL, a PostgresSource or its identity")
+        source = self._source if given is None else given
+        if source is None:
+            source = _of_settings()
+        if isinstance(source, str):
+            source = source_of(source)
+        return source.identity() if isinstance(source, PostgresSource) else None
 
     def _writable(self, database: str | PostgresSource | None) -> PostgresSource:
         """The database to delete from: with the tables and columns of the source, wherever it is."""
@@ -341,6 +407,25 @@ class ParquetAnalyticsExporter:
         if not isinstance(source, PostgresSource):
             raise ConfigurationError("rows are deleted from PostgreSQL alone; name it with database=")
         return source if database is None else source.at(database)
+
+
+def _of_settings() -> PostgresSource | None:
+    """The database of Django's model, where there are settings and it is read natively."""
+    try:
+        from parquet_analytics.django.source import native_source
+    except ModuleNotFoundError as missing:
+        if missing.name is None or missing.name.split(".")[0] != "django":
+            raise
+        return None
+    from django.conf import settings
+
+    if not settings.configured and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+        return None
+    try:
+        return native_source()
+    except ConfigurationError:
+        # No model of page views, so no database that has one.
+        return None
 
 
 def _of_writable() -> Any:

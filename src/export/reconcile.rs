@@ -98,7 +98,7 @@ impl Export<'_> {
         }
         let remaining = stored.remaining.as_ref();
         let known = Known {
-            erased: &self.erased,
+            erased: &self.erased.ids,
             moved: &summary.moved,
             // With a restored database, rows that were deleted are there again.
             remaining: remaining.filter(|_| !self.options.accept_moved_database),
@@ -118,6 +118,35 @@ impl Export<'_> {
                 self.store.url_of(&stored.key)
             ))),
         }
+    }
+
+    /// Refuses to leave rows out by a list whose ids are another database's, where they may mean other projects.
+    pub(super) fn check_list(&mut self, summary: &Summary, hidden: u64) -> Result<()> {
+        let position = summary.position.as_ref();
+        let ours = |owner| position.is_some_and(|position| position.identity.check(owner).is_ok());
+        let Some(owner) = self.erased.owners.last().cloned() else {
+            return Ok(());
+        };
+        if self.options.accept_moved_database || self.erased.owners.iter().any(ours) {
+            return Ok(());
+        }
+        let with_list = self.source.count(self.day, self.cancel)?;
+        self.source.exclude(&[]);
+        let without_list = self.source.count(self.day, self.cancel);
+        self.source.exclude(&self.erased.ids);
+        if hidden == 0 && with_list == without_list? {
+            return Ok(());
+        }
+        Err(Error::Stale {
+            message: format!(
+                "{} has rows of projects whose ids are in {}, which belongs to {owner}; they may be other projects, so \
+                 nothing was written. Was this the wrong bucket or prefix? If the database was moved, upgraded, promoted or \
+                 restored on purpose, pass accept_moved_database=True, or say so of the list: erase_projects({{}}, \
+                 accept_moved_database=True)",
+                summary.source,
+                self.store.url_of(&self.options.prefix.erased_key())
+            ),
+        })
     }
 
     /// A day without rows is recorded as empty only if the source shows that it is old enough to know.

@@ -27,6 +27,7 @@ fn class_of(error: &Error) -> &'static str {
         Error::Lost { .. } => "DayLost",
         Error::Mismatch { .. } => "VerificationFailed",
         Error::DeletionRefused { .. } => "DeletionRefused",
+        Error::ErasureRefused { .. } => "ErasureRefused",
         Error::CommitStateUnknown { .. } => "CommitStateUnknown",
         Error::Query { .. } => "QueryError",
         Error::Io { .. } => "LocalFileError",

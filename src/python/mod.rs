@@ -55,7 +55,11 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(restorer::prepare_restoration, module)?)?;
     module.add_function(wrap_pyfunction!(restorer::finish_restoration, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erase_projects, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::unerase_projects, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::check_erasure, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erased_projects, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::erased_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(exporter::stored_days, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::erase_from_day, module)?)?;
     module.add_function(wrap_pyfunction!(exporter::days_with_erased_copies, module)?)?;
     module.add_class::<store::PyStore>()?;

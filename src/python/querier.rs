@@ -302,7 +302,7 @@ fn filter((slug, project_id): Project, status: Option<i16>) -> Filter {
         projects: slug.map(|slug| vec![slug]),
         project_id,
         statuses: status.map(|status| vec![status]),
-        hidden: Vec::new(),
+        ..Filter::default()
     }
 }
 

@@ -360,6 +360,14 @@ fn filter(batch: &RecordBatch, filter: &Filter, columns: &[usize]) -> Result<Rec
             .ok_or_else(|| wrong(schema::PROJECT_ID))?;
         also(BooleanBuffer::collect_bool(values.len(), |row| values.value(row) == id));
     }
+    if let Some(ids) = &filter.any_project {
+        let values = column(schema::PROJECT_ID)?
+            .downcast_ref::<Int32Array>()
+            .ok_or_else(|| wrong(schema::PROJECT_ID))?;
+        also(BooleanBuffer::collect_bool(values.len(), |row| {
+            ids.binary_search(&values.value(row)).is_ok()
+        }));
+    }
     if !filter.hidden.is_empty() {
         let values = column(schema::PROJECT_ID)?
             .downcast_ref::<Int32Array>()

@@ -5,6 +5,7 @@ mod clients;
 mod credentials;
 mod error;
 mod http;
+mod list;
 mod local;
 mod options;
 mod refusal;

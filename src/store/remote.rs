@@ -13,7 +13,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_enco
 
 use super::clients::{Client, Target};
 use super::error::{Context, Doing, Meaning, conflict};
-use super::http::Trace;
+use super::http::{Answer, Trace};
 use super::options::Options;
 use super::refusal::Refusal;
 use super::{Counters, Fetched, Got, IfVersion, Kind, NotPut, Part, Write, span};
@@ -45,6 +45,11 @@ impl Target {
             full_key,
             doing,
         }
+    }
+
+    /// What a failed reading means, for a folder too.
+    pub fn explain_reading(&self, key: &str, error: &object_store::Error, answer: &Answer) -> Error {
+        self.context(Doing::Reading, key, key).explain(error, answer)
     }
 
     pub async fn get(&self, key: &str, part: &Part, version: &IfVersion, counters: Option<&Counters>) -> Result<Got> {

@@ -113,6 +113,7 @@ fn cases() -> impl Strategy<Value = Case> {
             project_id,
             statuses,
             hidden,
+            ..Filter::default()
         });
     let layout = (1..200usize, 1..40usize, 0..4u8).prop_map(|(group_rows, page_rows, kind)| Layout {
         group_rows,

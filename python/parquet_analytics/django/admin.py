@@ -30,7 +30,7 @@ class _ReadOnly(admin.ModelAdmin):
 
 @admin.register(Erasure)
 class ErasureAdmin(_ReadOnly):
-    list_display = ("project_id", "slug", "requested_at", "recorded_at", "finished_at", "error")
+    list_display = ("project_id", "slug", "requested_at", "recorded_at", "finished_at", "withdrawn_at", "note", "error")
     search_fields = ("=project_id", "slug")
 
 

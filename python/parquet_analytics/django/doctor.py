@@ -9,15 +9,16 @@ import datetime
 import email.utils
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import Error as AnyDatabaseError
-from django.db import ProgrammingError, connections, router
+from django.db import connections, router
 
 from parquet_analytics.django import days, effects
 from parquet_analytics.django.conf import settings
+from parquet_analytics.django.findings import Finding, erasure_findings
 from parquet_analytics.django.mapping import configured
-from parquet_analytics.django.models import Erasure, Run
+from parquet_analytics.django.models import Run
 from parquet_analytics.django.source import read_alias, write_alias
 from parquet_analytics.exceptions import ParquetAnalyticsError, PermissionDenied, StoreError
 
@@ -27,17 +28,8 @@ GUARDED = "parquet_analytics_guarded"
 """An option of a Celery task that lets page views go only by way of this package."""
 
 _SKEW = datetime.timedelta(seconds=60)
-_TWO_NIGHTS = datetime.timedelta(hours=50)
 _BEHIND = datetime.timedelta(hours=1)
 _DELETES = re.compile(r"(delete|purge|remove|clean|prune|expire).*page_?(view|count)", re.IGNORECASE)
-
-
-class Finding(NamedTuple):
-    check: str
-    state: str
-    """``ok``, ``warning``, ``failed`` or ``skipped``."""
-    message: str
-    hint: str = ""
 
 
 def examine() -> Iterator[Finding]:
@@ -349,31 +341,6 @@ def _other_columns() -> Iterator[Finding]:
         yield Finding("other columns", "ok", "files hold all columns of the page views")
 
 
-def _erasures() -> Iterator[Finding]:
-    waiting = Erasure.objects.using(router.db_for_write(Erasure)).filter(finished_at__isnull=True)
-    try:
-        oldest = waiting.order_by("requested_at").first()
-    except ProgrammingError:
-        yield Finding("erasures", "skipped", "the ledger has no table", "See the ledger's line.")
-        return
-    if oldest is None:
-        yield Finding("erasures", "ok", "no deleted project waits to be taken out of the archive")
-        return
-    late = days.now() - oldest.requested_at > _TWO_NIGHTS
-    message = f"to be taken out of the archive: {waiting.count()} deleted projects, since {oldest.requested_at:%F}"
-    failure = waiting.exclude(error="").order_by("-id").first()
-    if failure is not None:
-        message += f"; the last attempt said: {failure.error}"
-    yield Finding(
-        "erasures",
-        "failed" if late else "ok",
-        message,
-        "Run manage.py export_pageviews_to_parquet, which takes them out first, and see to what it says."
-        if late
-        else "",
-    )
-
-
 def _periodic_tasks() -> Iterator[Finding]:
     found = dict(_scheduled())
     bad = {name: task for name, task in found.items() if _DELETES.search(task) and not _guarded(task)}
@@ -433,6 +400,6 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "deletion": _deletion,
     "other rows": _other_rows,
     "other columns": _other_columns,
-    "erasures": _erasures,
+    "erasures": erasure_findings,
     "periodic tasks": _periodic_tasks,
 }

@@ -213,7 +213,30 @@ class PageViewMapping:
     @property
     def project_model(self) -> Any:
         """The model that the project's id refers to, or ``None`` when it is a plain number."""
-        return getattr(_follow(self.model, "project_id", self.lookups["project_id"])[-1], "related_model", None)
+        return self._project[0]
+
+    @property
+    def project_key(self) -> Any:
+        """The field of the project's model whose values are the ids, or ``None`` when they are plain numbers."""
+        return self._project[1]
+
+    @property
+    def project_slug(self) -> str | None:
+        """The lookup from the project's model to the slug, or ``None`` when it comes from somewhere else."""
+        slug, steps = self.lookups["project_slug"].split("__"), self._project[2]
+        fields = _follow(self.model, "project_slug", self.lookups["project_slug"])
+        return "__".join(slug[len(steps) :]) if steps and len(fields) > len(steps) == _alike(fields, steps) else None
+
+    @property
+    def _project(self) -> tuple[Any, Any, list[Any]]:
+        """Model, key, and the relations that lead there: to a relation's own column, or to a field behind it."""
+        *relations, last = _follow(self.model, "project_id", self.lookups["project_id"])
+        behind = getattr(relations[-1], "related_model", None) if relations else None
+        if getattr(last, "related_model", None) is None:
+            return behind, last if behind is not None else None, relations
+        if behind is not None and getattr(last.remote_field, "parent_link", False):
+            return behind, last, relations
+        return last.related_model, last.target_field, [*relations, last]
 
     def unheld(self) -> dict[str, Any]:
         """The columns of the model's own table that no file holds, with their fields: they go with deleted rows. A
@@ -380,6 +403,12 @@ def _follow(model: Any, column: str, lookup: str) -> list[Any]:
         fields.append(field)
         current = getattr(field, "related_model", None)
     return fields
+
+
+def _alike(fields: list[Any], others: list[Any]) -> int:
+    """How many of the first fields are the same."""
+    pairs = zip(fields, others, strict=False)
+    return next((number for number, (one, other) in enumerate(pairs) if one != other), min(len(fields), len(others)))
 
 
 def _by_name_or_column(model: Any, name: str) -> Any:

@@ -133,6 +133,10 @@ class Erasure(models.Model):
     recorded_at: Any = MomentField(null=True, help_text="When every reader of the store was told.")
     finished_at: Any = MomentField(null=True, help_text="When its rows had gone from every file.")
     error = models.TextField(blank=True)
+    # NULL in rows that were written before these were there, or by a process that does not know them yet.
+    slugs = models.JSONField(null=True, help_text="Others under which its rows were found.")
+    note = models.TextField(null=True, help_text="What there is to know about how it ended.")  # noqa: DJ001
+    withdrawn_at: Any = MomentField(null=True, help_text="When it was taken back, so that it is shown again.")
 
     class Meta:
         ordering = ["-id"]

@@ -21,7 +21,15 @@ from parquet_analytics.django.conf import settings
 from parquet_analytics.django.mapping import FIELDS, PageViewMapping, all_rows, configured
 from parquet_analytics.exceptions import BadRow, ConfigurationError
 
-__all__ = ["FIELDS", "ModelSource", "configured_source", "read_alias", "source_for_caller", "write_alias"]
+__all__ = [
+    "FIELDS",
+    "ModelSource",
+    "configured_source",
+    "native_source",
+    "read_alias",
+    "source_for_caller",
+    "write_alias",
+]
 
 # Wider than what is stored, so that a value out of range is refused further on with its row's id.
 _TYPES = {
@@ -78,14 +86,32 @@ def configured_source(
     if alias is None:
         alias = write_alias(mapping) if write else read_alias(mapping)
     connection = connections[alias]
-    tables = mapping.native_tables()
-    if connection.vendor != "postgresql":
-        return source_for_caller(ModelSource(mapping, using=alias), day)
-    from parquet_analytics.django.postgres import connection_string, seen_by
+    if connection.vendor == "postgresql" and (isinstance(mapping.native_tables(), str) or _is_private(connection)):
+        from parquet_analytics.django.postgres import seen_by
 
-    if isinstance(tables, str) or _is_private(connection):
         seen_by(alias, [mapping.model._meta.db_table])
         return source_for_caller(ModelSource(mapping, using=alias), day)
+    native = _native_source(mapping, alias, day, write)
+    return source_for_caller(ModelSource(mapping, using=alias), day) if native is None else native
+
+
+def native_source() -> _native.PostgresSource | None:
+    """The database that page views are read from, where PostgreSQL is read natively; also for a caller in a
+    transaction, who wants to know which one it is."""
+    mapping = configured()
+    return _native_source(mapping, read_alias(mapping), None, write=False)
+
+
+def _native_source(
+    mapping: PageViewMapping, alias: str, day: datetime.date | None, write: bool
+) -> _native.PostgresSource | None:
+    from django.db import connections
+
+    tables = mapping.native_tables()
+    if connections[alias].vendor != "postgresql" or isinstance(tables, str):
+        return None
+    from parquet_analytics.django.postgres import connection_string, seen_by
+
     seen = seen_by(alias, [tables.table, tables.projects_table, tables.versions_table])
     if seen.temporary:
         raise ConfigurationError(

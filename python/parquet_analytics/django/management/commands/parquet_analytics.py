@@ -1,4 +1,4 @@
-"""``manage.py parquet_analytics status|verify|restore|doctor``."""
+"""``manage.py parquet_analytics status|verify|restore|erase|unerase|doctor``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db.models import Q
+from django.utils import timezone
 
 from parquet_analytics.django import days, exit_codes
 from parquet_analytics.django.terminal import day_argument, ended_in_order, parsed, size
@@ -36,6 +38,8 @@ class Command(BaseCommand):
             ("status", "Which days are exported, verified, deleted, empty, missing or late. --max-lag for monitoring."),
             ("verify", "Read files back and compare them with what was recorded, or with the database."),
             ("restore", "Bring a day's rows back into the table, which has to have none of it."),
+            ("erase", "Take deleted projects out of files and copies, and say what became of each."),
+            ("unerase", "Take the erasure of a project back that lives (again)."),
             ("doctor", "Look at the databases, the store, the clocks and the schedules."),
         ):
             action = actions.add_parser(name, help=help, description=help)
@@ -70,6 +74,24 @@ class Command(BaseCommand):
             action="store_true",
             help="Restore also to another database than the one that the day was exported from.",
         )
+        parser.add_argument("--json", action="store_true", help="Print one JSON object.")
+
+    def _erase_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--accept-moved-database",
+            action="store_true",
+            help="List and files are this database's from before it was moved, promoted or restored.",
+        )
+        parser.add_argument(
+            "--every-copy", action="store_true", help="Look at the copies of all projects, however many there are."
+        )
+        parser.add_argument("--json", action="store_true", help="Print one JSON object a project.")
+
+    def _unerase_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--project", type=int, action="append", metavar="ID", required=True, help="Its id. May be given repeatedly."
+        )
+        parser.add_argument("--accept-moved-database", action="store_true", help="As for erase.")
         parser.add_argument("--json", action="store_true", help="Print one JSON object.")
 
     def _doctor_arguments(self, parser: ArgumentParser) -> None:
@@ -250,6 +272,52 @@ class Command(BaseCommand):
                 )
             )
         return exit_codes.DONE
+
+    def _erase(self) -> int:
+        from parquet_analytics.django.erasure import erase_pending
+        from parquet_analytics.django.sweep import erasures
+
+        begun = timezone.now()
+        waiting = set(erasures().filter(finished_at__isnull=True).values_list("pk", flat=True))
+        code, self.trouble = exit_codes.DONE, ""
+        try:
+            erase_pending(
+                accept_moved_database=self.options["accept_moved_database"], every_copy=self.options["every_copy"]
+            )
+        except ParquetAnalyticsError as error:
+            code, self.trouble = exit_codes.of_error(error), str(error)
+        # Also those that the list in the store had lost.
+        shown = Q(pk__in=waiting) | Q(finished_at__gte=begun) | Q(finished_at__isnull=True)
+        for each in erasures().filter(shown).order_by("pk"):
+            if self.options["json"]:
+                about = {"project_id": each.project_id, "slug": each.slug, "finished": each.finished_at is not None}
+                self.stdout.write(
+                    json.dumps({"schema": SCHEMA, **about, "error": each.error or None, "note": each.note or None})
+                )
+                continue
+            became = "erased" if each.finished_at else f"not finished: {each.error or 'not begun'}"
+            text = f"project {each.project_id} ({each.slug}): {became}"
+            (self.stdout if each.finished_at else self.stderr).write(f"{text}. {each.note}" if each.note else text)
+        return code
+
+    def _unerase(self) -> int:
+        from parquet_analytics.django.erasure import unerase
+
+        wanted = set(self.options["project"])
+        found = unerase(wanted, accept_moved_database=self.options["accept_moved_database"])
+        unknown = sorted(wanted - set(found))
+        if self.options["json"]:
+            self.stdout.write(json.dumps({"schema": SCHEMA, "unerased": found, "unknown": unknown}))
+        else:
+            for each in found:
+                self.stdout.write(f"project {each} is not erased any more")
+            if found:
+                self.stdout.write(
+                    "Export the days again that the table still has: manage.py export_pageviews_to_parquet --recheck "
+                    "--since DAY. Rows that were taken out of files and are not in the table are gone."
+                )
+        self.trouble = f"not erased: {', '.join(map(str, unknown))}"
+        return exit_codes.FAILED if unknown else exit_codes.DONE
 
     def _doctor(self) -> int:
         from parquet_analytics.django.doctor import examine
