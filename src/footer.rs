@@ -4,29 +4,33 @@
 
 pub(crate) mod shape;
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use parquet::DecodeResult;
 use parquet::arrow::arrow_reader::{ArrowReaderMetadata, ArrowReaderOptions};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{
-    ColumnChunkMetaData, FooterTail, PageIndexPolicy, ParquetMetaData, ParquetMetaDataPushDecoder,
-    ParquetMetaDataReader, RowGroupMetaData,
+    ColumnChunkMetaData, FileMetaData, FooterTail, PageIndexPolicy, ParquetMetaData, ParquetMetaDataBuilder,
+    ParquetMetaDataPushDecoder, ParquetMetaDataReader, RowGroupMetaData,
 };
 use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::statistics::Statistics;
 
 use crate::error::{Error, Result};
 use crate::keys::Day;
+use crate::plan::GroupPlan;
 use crate::schema;
 
 /// Magic and length at the end of every Parquet file.
 const TAIL: usize = 8;
 /// More than the footer and page index of any file that is sensible to read.
 const MAX_FOOTER: u64 = 64 << 20;
+/// Projects of which it is remembered where in a file their rows are.
+const MAX_PROJECTS: usize = 256;
 /// Eight times as many rows as a row group is written with. Memory is reserved for as many values as a damaged
 /// page claims to hold, up to this.
 pub const MAX_GROUP_ROWS: i64 = 1 << 20;
@@ -39,7 +43,12 @@ pub struct Footer {
     pub size: u64,
     /// Bytes from the beginning of the page index to the end of the object.
     pub tail: u64,
-    reader: ArrowReaderMetadata,
+    /// Rows and row groups of the file.
+    rows: u64,
+    row_groups: usize,
+    metadata: Arc<ParquetMetaData>,
+    /// Where rows of some projects are, by id.
+    projects: Arc<Mutex<HashMap<i32, Arc<[GroupPlan]>>>>,
 }
 
 /// The outcome of reading a footer from the last bytes of an object.
@@ -60,7 +69,7 @@ impl Footer {
     }
 
     pub fn metadata(&self) -> &Arc<ParquetMetaData> {
-        self.reader.metadata()
+        &self.metadata
     }
 
     /// Bytes of memory that it takes.
@@ -69,7 +78,57 @@ impl Footer {
     }
 
     pub fn rows(&self) -> u64 {
-        self.metadata().row_groups().iter().map(rows).sum()
+        self.rows
+    }
+
+    pub fn row_groups(&self) -> usize {
+        self.row_groups
+    }
+
+    /// Where the rows of a project are, if that was found out.
+    pub(crate) fn rows_of(&self, project_id: i32) -> Option<Arc<[GroupPlan]>> {
+        self.projects().get(&project_id).cloned()
+    }
+
+    pub(crate) fn remember_rows_of(&self, project_id: i32, groups: Vec<GroupPlan>) {
+        let mut projects = self.projects();
+        if projects.len() >= MAX_PROJECTS {
+            projects.clear();
+        }
+        projects.insert(project_id, groups.into());
+    }
+
+    fn projects(&self) -> MutexGuard<'_, HashMap<i32, Arc<[GroupPlan]>>> {
+        self.projects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What reading these row groups takes, which are numbered anew in this order. Of a file of many row groups that
+    /// is little.
+    #[must_use]
+    pub(crate) fn reduced(&self, numbers: &[usize]) -> Self {
+        let whole = self.metadata.file_metadata();
+        let about = FileMetaData::new(
+            whole.version(),
+            whole.num_rows(),
+            None,
+            None,
+            whole.schema_descr_ptr(),
+            whole.column_orders().cloned(),
+        );
+        let groups = self.metadata.row_groups();
+        let groups = numbers.iter().filter_map(|number| groups.get(*number)).cloned();
+        let offsets = self.metadata.offset_index().map(|index| {
+            let chosen = numbers.iter().filter_map(|number| index.get(*number));
+            chosen.cloned().collect()
+        });
+        let metadata = ParquetMetaDataBuilder::new(about)
+            .set_row_groups(groups.collect())
+            .set_offset_index(offsets)
+            .build();
+        Self {
+            metadata: Arc::new(metadata),
+            ..self.clone()
+        }
     }
 }
 
@@ -160,11 +219,15 @@ fn read(key: &str, etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<
         ArrowReaderOptions::new().with_skip_arrow_metadata(true),
     )?;
     check_columns(&reader)?;
+    let metadata = Arc::clone(reader.metadata());
     Ok(Parsed::Footer(Footer {
         etag: etag.to_owned(),
         size,
         tail,
-        reader,
+        rows: metadata.row_groups().iter().map(rows).sum(),
+        row_groups: metadata.num_row_groups(),
+        metadata,
+        projects: Arc::default(),
     }))
 }
 
@@ -222,7 +285,10 @@ fn check_day(key: &str, metadata: &ParquetMetaData) -> Result<(), Fault> {
     };
     let other = |said: &str| Fault(format!("its key is of {day}, and it says that it is of {said}"));
     let pairs = metadata.file_metadata().key_value_metadata().into_iter().flatten();
-    for said in pairs.filter(|pair| pair.key == schema::meta::DAY).filter_map(|pair| pair.value.as_deref()) {
+    for said in pairs
+        .filter(|pair| pair.key == schema::meta::DAY)
+        .filter_map(|pair| pair.value.as_deref())
+    {
         if said != day.to_string() {
             return Err(other(&said.chars().take(20).collect::<String>()));
         }

@@ -22,6 +22,8 @@ pub struct Filter {
     /// Ids of projects of which any passes.
     pub any_project: Option<Vec<i32>>,
     pub statuses: Option<Vec<i16>>,
+    /// Versions by id; `None` among them is rows outside of versions.
+    pub versions: Option<Vec<Option<i32>>>,
     /// Projects whose rows do not pass, by id.
     pub hidden: Vec<i32>,
 }
@@ -36,6 +38,7 @@ impl Filter {
             ),
             (schema::PROJECT_SLUG, self.projects.is_some()),
             (schema::STATUS, self.statuses.is_some()),
+            (schema::VERSION_ID, self.versions.is_some()),
         ];
         let schema = schema::pageviews();
         parts
@@ -57,8 +60,16 @@ impl Filter {
         if let Some(ids) = &mut self.any_project {
             ids.sort_unstable();
         }
+        if let Some(versions) = &mut self.versions {
+            versions.sort_unstable();
+        }
         self.hidden.sort_unstable();
         self
+    }
+
+    /// Whether rows are chosen by the project's id alone, of which the statistics of files in order of slugs say little.
+    pub(crate) fn by_id_alone(&self) -> bool {
+        self.project_id.is_some() && self.projects.is_none()
     }
 
     fn conditions(&self) -> Vec<Condition> {
@@ -234,6 +245,19 @@ fn pages(metadata: &ParquetMetaData, group: usize, column: usize) -> Option<&[Pa
 fn page_range(pages: &[PageLocation], page: usize, end: u64) -> Range<u64> {
     let start = |page: usize| pages.get(page).map(|page| page.first_row_index.unsigned_abs());
     start(page).unwrap_or(end)..start(page + 1).unwrap_or(end)
+}
+
+/// The rows that are in both plans, which are in order of row groups.
+pub(crate) fn intersection(left: &[GroupPlan], right: &[GroupPlan]) -> Vec<GroupPlan> {
+    let both = left.iter().filter_map(|group| {
+        let at = right.binary_search_by_key(&group.group, |other| other.group).ok()?;
+        let rows = intersect(&group.rows, &right.get(at)?.rows);
+        (!rows.is_empty()).then_some(GroupPlan {
+            group: group.group,
+            rows,
+        })
+    });
+    both.collect()
 }
 
 fn intersect(left: &[Range<u64>], right: &[Range<u64>]) -> Vec<Range<u64>> {

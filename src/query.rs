@@ -26,9 +26,9 @@ pub struct Span {
     until: Day,
 }
 
-/// Days in one question: each without a footer at hand is a request, so a typing error in a year should not become
-/// a million.
-const MAX_DAYS: i32 = 3660;
+/// Days in one question, a hundred years of them: more than any archive has. Each that is not remembered is a request,
+/// so a typing error in a year should not become a million.
+const MAX_DAYS: i32 = 36_600;
 
 impl Span {
     pub fn new(since: Day, until: Day) -> Result<Self> {
@@ -38,7 +38,8 @@ impl Span {
         }
         if days > MAX_DAYS {
             return Err(Error::invalid(format!(
-                "{since} to {until} are {days} days; a question may span {MAX_DAYS}, ask year by year"
+                "{since} to {until} are {days} days, and each may take a request to the store; is the year right? A \
+                 question may span {MAX_DAYS} days"
             )));
         }
         Ok(Self { since, until })
@@ -165,6 +166,20 @@ const TOP_PAGES: &str = "SELECT path, sum(view_count)::BIGINT AS count FROM page
 const TOP_PAGES_PER_VERSION: &str = "SELECT path, sum(view_count)::BIGINT AS count, version_slug FROM pageviews
     GROUP BY path, version_slug ORDER BY count DESC, path, version_slug NULLS FIRST LIMIT $1 OFFSET $2";
 
+const TOP_FULL_PATHS: &str = "SELECT full_path, sum(view_count)::BIGINT AS count FROM pageviews
+    GROUP BY full_path ORDER BY count DESC, full_path NULLS FIRST LIMIT $1 OFFSET $2";
+
+/// What the views of a page are summed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Path below the version.
+    Path,
+    /// The same, each version apart.
+    PathAndVersion,
+    /// Path with language and version.
+    FullPath,
+}
+
 const DAILY_TOTALS: &str = "SELECT date, sum(view_count)::BIGINT AS count FROM pageviews GROUP BY date ORDER BY date";
 
 const DAILY_TOTALS_FILLED: &str = "SELECT day::DATE AS date, coalesce(count, 0)::BIGINT AS count
@@ -190,17 +205,21 @@ impl Querier {
         &self.prefix
     }
 
-    /// Paths by views, the most viewed first and ties by path: columns path (utf8), count (int64) and, when
-    /// asked for per version, version_slug.
+    /// Paths by views, the most viewed first and ties by path: columns path or full_path (utf8), count (int64) and,
+    /// when asked for per version, version_slug.
     pub fn top_pages(
         &self,
         filter: Filter,
         extent: impl Into<Extent>,
         (limit, offset): (i64, i64),
-        per_version: bool,
+        pages: Pages,
         cancel: &Cancel,
     ) -> Result<Table> {
-        let sql = if per_version { TOP_PAGES_PER_VERSION } else { TOP_PAGES };
+        let sql = match pages {
+            Pages::Path => TOP_PAGES,
+            Pages::PathAndVersion => TOP_PAGES_PER_VERSION,
+            Pages::FullPath => TOP_FULL_PATHS,
+        };
         self.ask(
             filter,
             extent.into(),

@@ -8,11 +8,14 @@
 mod decode;
 mod delta;
 mod fetch;
+mod narrow;
 mod pages;
 mod stats;
+mod version;
 
 pub use decode::WholeFile;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -20,7 +23,7 @@ use arrow::datatypes::SchemaRef;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
-use crate::cache::{self, Freshness, How, Known};
+use crate::cache::{self, Freshness, How};
 use crate::engine::{Batches, Relation, Unit};
 use crate::erased;
 use crate::error::{Error, Result};
@@ -30,9 +33,10 @@ use crate::runtime::{self, Cancel};
 use crate::schema;
 use crate::store::Store;
 
-use fetch::{Object, Part, Version};
+use fetch::{Object, Part};
 use stats::Counters;
 pub use stats::{DayPlan, State, Stats};
+use version::Version;
 
 /// How a scan reads; the defaults suit object storage.
 #[derive(Debug, Clone)]
@@ -50,6 +54,12 @@ pub struct Options {
     pub batch_rows: usize,
     /// Rows of erased projects pass too: for whoever takes them out.
     pub with_erased: bool,
+    /// Bytes of small files that are kept from when their footers were read.
+    pub tail_bytes: u64,
+    /// Of more days than these, no whole footers are kept.
+    pub whole_footers: usize,
+    /// When a project is named by id alone and so many rows of a file may be its, its ids are read first.
+    pub narrow_rows: u64,
 }
 
 impl Default for Options {
@@ -62,6 +72,9 @@ impl Default for Options {
             concurrency: 64,
             batch_rows: 8192,
             with_erased: false,
+            tail_bytes: 64 << 20,
+            whole_footers: 366,
+            narrow_rows: 2 * 8192,
         }
     }
 }
@@ -77,6 +90,10 @@ struct Context {
     options: Options,
     cancel: Cancel,
     today: Day,
+    /// Keep of footers only what will be read.
+    reduced: bool,
+    /// Bytes of the ends of objects that are kept.
+    tails: AtomicU64,
     requests: Semaphore,
     counters: Counters,
 }
@@ -103,6 +120,7 @@ impl Scan {
         let mut days: Vec<Day> = days.into_iter().collect();
         days.sort_unstable_by(|a, b| b.cmp(a));
         days.dedup();
+        let reduced = days.len() > options.whole_footers;
         let files = days
             .into_iter()
             .map(|day| (day, prefix.key(&Scope::Day, day)))
@@ -117,6 +135,8 @@ impl Scan {
             options,
             cancel,
             today,
+            reduced,
+            tails: AtomicU64::new(0),
             requests,
             counters,
         });
@@ -164,7 +184,7 @@ impl Scan {
             objects: self.files.len() as u64,
             present,
             absent: versions.len() as u64 - present,
-            row_groups: footers.map(|footer| footer.metadata().num_row_groups() as u64).sum(),
+            row_groups: footers.map(|footer| footer.row_groups() as u64).sum(),
             ..self.context.counters.read()
         }
     }
@@ -195,7 +215,7 @@ impl Scan {
                 },
                 size: footer.map_or(0, |footer| footer.size),
                 rows: footer.map_or(0, |footer| footer.rows()),
-                row_groups: footer.map_or(0, |footer| footer.metadata().num_row_groups()),
+                row_groups: footer.map_or(0, |footer| footer.row_groups()),
                 row_groups_selected: version.groups.len(),
                 rows_selected: version.groups.iter().map(plan::GroupPlan::selected).sum(),
                 requests: requests.len(),
@@ -251,6 +271,16 @@ impl Scan {
         Ok(columns)
     }
 
+    /// Bytes in memory once these row groups of a version are fetched, with what lies between their pages.
+    fn fetched(&self, version: &Version, groups: Range<usize>, columns: &[usize]) -> u64 {
+        let ranges = version.ranges(version.groups.get(groups).unwrap_or_default(), columns);
+        if version.in_tail(&ranges) {
+            return 0;
+        }
+        let requests = plan::coalesce(ranges, self.context.options.gap, self.context.options.request_bytes);
+        requests.iter().map(|range| range.end - range.start).sum()
+    }
+
     /// Footers of all days, asked for in one wave, the first time that they are needed.
     fn objects(&self) -> Result<Vec<Arc<Object>>> {
         let mut slot = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
@@ -270,8 +300,10 @@ impl Scan {
             async move {
                 if let Some(known) = cache::peek(&context.store, &key, context.options.freshness.of(day, context.today))
                 {
-                    let version = Version::new(&context, 0, known, How::Cached, None);
-                    return Ok(Arc::new(Object::new(day, key, version)));
+                    let mut version = Version::new(&context, 0, known, How::Cached, None);
+                    if narrow::is_settled(&context, &mut version) {
+                        return Ok(Arc::new(Object::new(day, key, version.kept(&context))));
+                    }
                 }
                 // A task of its own, so that footers are parsed on all threads of the runtime.
                 let task = async move {
@@ -347,6 +379,7 @@ impl Relation for Scan {
                     }
                     (size, end) = (size + more, end + 1);
                 }
+                let size = self.fetched(&version, first..end, &needed);
                 let part = Part::new(&self.context, &object, first..end, total, Arc::clone(&needed), size);
                 parts.push(Arc::downgrade(&part));
                 for unit in first..end {
@@ -369,25 +402,5 @@ impl Context {
 
     fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64, more: u64) {
         counter(&self.counters).fetch_add(more, Ordering::Relaxed);
-    }
-}
-
-impl Version {
-    fn new(context: &Context, generation: u32, known: Known, how: How, tail: Option<(u64, bytes::Bytes)>) -> Self {
-        let footer = match known {
-            Known::Present(footer) => Some(footer),
-            Known::Absent => None,
-        };
-        let groups = footer
-            .as_ref()
-            .map(|footer| plan::select(footer, &context.given))
-            .unwrap_or_default();
-        Self {
-            generation,
-            footer,
-            groups,
-            how,
-            tail,
-        }
     }
 }

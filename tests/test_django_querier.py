@@ -456,9 +456,9 @@ class TestLibraryCoverage:
         q.sql("SELECT 1", since=first, until=third)
         assert q.coverage is None
 
-    def test_ten_years_of_coverage_stay_small(self) -> None:
-        since = datetime.date(2016, 7, 1)
-        all_days = tuple(since + datetime.timedelta(days=number) for number in range(3660))
+    def test_a_hundred_years_of_coverage_stay_small(self) -> None:
+        since = datetime.date(1926, 7, 1)
+        all_days = tuple(since + datetime.timedelta(days=number) for number in range(36_600))
         coverage = Coverage(since, all_days[-1], complete=all_days[:-1], missing=all_days[-1:])
         assert len(str(coverage)) < 300
         assert coverage.through == all_days[-2]

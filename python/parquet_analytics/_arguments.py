@@ -14,8 +14,9 @@ Date = datetime.date | str
 """A calendar day in UTC: a ``date``, or text as ``YYYY-MM-DD``."""
 
 
-# The native module's, which it enforces too: a mistyped year should not cost a million dates on the way there.
-_MOST_DAYS = 3660
+# The native module's, which it enforces too: a hundred years. A mistyped year should not cost a million dates on the
+# way there, and as many requests.
+_MOST_DAYS = 36_600
 
 
 def today() -> datetime.date:
@@ -37,7 +38,10 @@ def span(since: Date | None, until: Date | None) -> tuple[str, str]:
         raise InvalidInput(f"since ({first}) lies after until ({last})")
     number = (datetime.date.fromisoformat(last) - datetime.date.fromisoformat(first)).days + 1
     if number > _MOST_DAYS:
-        raise InvalidInput(f"{first} to {last} are {number} days; a question may span {_MOST_DAYS}, ask year by year")
+        raise InvalidInput(
+            f"{first} to {last} are {number} days, and each may take a request to the store; is the year right? A "
+            f"question may span {_MOST_DAYS} days"
+        )
     return first, last
 
 
@@ -84,6 +88,21 @@ def projects(values: Iterable[str] | None) -> list[str] | None:
             raise InvalidInput(f"projects holds {slug!r:.80}; pass slugs as text")
         _native.check_slug(slug)
     return slugs
+
+
+def versions(values: Iterable[int | None] | None) -> tuple[int | None, ...] | None:
+    """Versions by id; ``None`` among them stands for pages outside of versions."""
+    if values is None:
+        return None
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise InvalidInput(f"versions is {values!r:.80}; pass a list of version ids")
+    numbers = tuple(values)
+    for number in numbers:
+        if number is not None and (
+            isinstance(number, bool) or not isinstance(number, int) or not -(2**31) <= number < 2**31
+        ):
+            raise InvalidInput(f"versions holds {number!r:.80}; pass ids as 32-bit whole numbers, or None")
+    return numbers
 
 
 def open_store(storage: Any, options: Mapping[str, str] | None) -> _native.Store:

@@ -46,6 +46,7 @@ class _ArrowSchema(Protocol):
 _Coverage = list[tuple[datetime.date, int | None]]
 _Answer = tuple[_ArrowStream, dict[str, int], _Coverage | None]
 _Project = tuple[str | None, int | None]
+_Versions = Sequence[int | None] | None
 _Days = tuple[str, str]
 _Extent = tuple[str, str, list[str] | None, object | None, list[int]]
 
@@ -232,9 +233,17 @@ class Querier:
     def prefix(self) -> str: ...
     def url_of(self, key: str) -> str: ...
     def top_pages(
-        self, project: _Project, extent: _Extent, page: tuple[int, int], status: int | None, per_version: bool
+        self,
+        project: _Project,
+        extent: _Extent,
+        page: tuple[int, int],
+        status: int | None,
+        by: str,
+        versions: _Versions = None,
     ) -> _Answer: ...
-    def daily_totals(self, project: _Project, extent: _Extent, status: int | None, fill: bool) -> _Answer: ...
+    def daily_totals(
+        self, project: _Project, extent: _Extent, status: int | None, fill: bool, versions: _Versions = None
+    ) -> _Answer: ...
     def sql(
         self,
         query: str,
@@ -242,12 +251,19 @@ class Querier:
         extent: _Extent,
         projects: Sequence[str] | None,
         project_id: int | None,
+        status: int | None = None,
+        versions: _Versions = None,
     ) -> _Answer: ...
     def present(self, days: Sequence[str], fresh: bool) -> list[datetime.date]: ...
     def erased(self) -> list[int]: ...
     def days_with_deleted_rows(self, fresh: bool) -> list[datetime.date]: ...
     def pageviews(
-        self, project: _Project, extent: _Extent, status: int | None, columns: Sequence[str] | None
+        self,
+        project: _Project,
+        extent: _Extent,
+        status: int | None,
+        columns: Sequence[str] | None,
+        versions: _Versions = None,
     ) -> Pageviews: ...
     def explain(
         self, project: _Project, days: _Days, status: int | None, columns: Sequence[str]

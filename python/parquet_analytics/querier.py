@@ -19,6 +19,7 @@ from parquet_analytics._arguments import (
     settings_prefix,
     span,
     status_code,
+    versions,
 )
 from parquet_analytics.coverage import METADATA, Coverage
 from parquet_analytics.exceptions import InvalidInput
@@ -41,6 +42,8 @@ class Question:
     status: int | None
     summed_by: tuple[str, ...] | None = None
     """The columns by which views are going to be summed; ``None`` when single rows are asked for."""
+    versions: tuple[int | None, ...] | None = None
+    """The ids of the versions whose rows count, ``None`` among them for rows outside of versions."""
 
     @property
     def days(self) -> tuple[str, str]:
@@ -63,9 +66,11 @@ class ParquetAnalyticsQuerier:
     days of the last week, 600 for older ones; ``max_age`` (seconds) sets both.
 
     Everywhere ``since`` (default: 30 days ago) and ``until`` (default: today) are UTC days and included, and a
-    project is named by slug, by ``project_id`` or, since slugs can pass to another owner, by both. Days without a file
-    are simply absent: no error. Errors: :class:`InvalidInput`, :class:`StoreError` (:class:`PermissionDenied`,
-    :class:`CorruptFile`), :class:`QueryError`.
+    project is named by slug, by ``project_id`` or by both. Slugs are those of the day when a file was written: they can
+    change, and pass to another owner, so that ``None`` and ``project_id`` find all of a project and nothing else.
+    ``versions`` are ids of versions whose rows alone count, with ``None`` among them for pages outside of versions.
+    Days without a file are simply absent: no error. Errors: :class:`InvalidInput`, :class:`StoreError`
+    (:class:`PermissionDenied`, :class:`CorruptFile`), :class:`QueryError`.
     """
 
     def __init__(
@@ -123,14 +128,15 @@ class ParquetAnalyticsQuerier:
         project_id: int | None = None,
         status: int | None = None,
         columns: Sequence[str] | None = None,
+        versions: Iterable[int | None] | None = None,
     ) -> pa.Table:
         """The project's rows: newest day first, then by status, path, version_slug and id.
 
         Columns: id int64, project_id int32, project_slug string, version_id int32, version_slug string, path string,
         full_path string, view_count int32, date date32, status int16; or those named in ``columns``.
         """
-        question = _question((project_slug, project_id), self._span(since, until), status)
-        return self._read(question, _names(columns))
+        who, days = (project_slug, project_id), self._span(since, until)
+        return self._read(_question(who, days, status, versions=versions), _names(columns))
 
     def iter_pageviews(
         self,
@@ -141,16 +147,20 @@ class ParquetAnalyticsQuerier:
         project_id: int | None = None,
         status: int | None = None,
         columns: Sequence[str] | None = None,
+        versions: Iterable[int | None] | None = None,
     ) -> pa.RecordBatchReader:
         """:meth:`query_pageviews` as a stream, in memory that does not grow with the answer. Sets no ``stats``."""
-        return self._stream(_question((project_slug, project_id), self._span(since, until), status), _names(columns))
+        who, days = (project_slug, project_id), self._span(since, until)
+        return self._stream(_question(who, days, status, versions=versions), _names(columns))
 
     def _read(self, question: Question, columns: list[str] | None) -> pa.Table:
-        native = self._native.pageviews(question.project, (*question.days, None, None, []), question.status, columns)
+        extent: Extent = (*question.days, None, None, [])
+        native = self._native.pageviews(question.project, extent, question.status, columns, question.versions)
         return self._answer(question, native.read_all())
 
     def _stream(self, question: Question, columns: list[str] | None) -> pa.RecordBatchReader:
-        stream = self._native.pageviews(question.project, (*question.days, None, None, []), question.status, columns)
+        extent: Extent = (*question.days, None, None, [])
+        stream = self._native.pageviews(question.project, extent, question.status, columns, question.versions)
         covered = _coverage(question, stream.coverage())
         schema = with_coverage(pa.schema(stream.schema()), covered)
 
@@ -171,18 +181,23 @@ class ParquetAnalyticsQuerier:
         offset: int = 0,
         status: int | None = 200,
         per_version: bool = False,
+        by: str = "path",
+        versions: Iterable[int | None] | None = None,
     ) -> pa.Table:
         """Pages by views: columns path (string) and count (int64), the most viewed first, ties by path.
 
         ``status=None`` counts all statuses. ``per_version`` counts each version apart and adds the column
-        version_slug (null for pages outside versions).
+        version_slug (null for pages outside versions). ``by="full_path"`` counts by the path with language and version:
+        columns full_path (null where there was none) and count.
         """
         page = count(limit, "limit"), count(offset, "offset")
-        by = ("path", "version_slug") if per_version else ("path",)
-        question = _question((project, project_id), self._span(since, until), status, by)
+        columns = _page_columns(by, per_version=per_version)
+        question = _question((project, project_id), self._span(since, until), status, columns, versions)
         return self._report(
             question,
-            lambda extent: self._native.top_pages(question.project, extent, page, question.status, per_version),
+            lambda extent: self._native.top_pages(
+                question.project, extent, page, question.status, _PAGES[columns], question.versions
+            ),
         )
 
     def daily_totals(
@@ -194,14 +209,18 @@ class ParquetAnalyticsQuerier:
         project_id: int | None = None,
         status: int | None = 200,
         fill: bool = False,
+        versions: Iterable[int | None] | None = None,
     ) -> pa.Table:
         """Views by day: columns date (date32) and count (int64), the oldest day first.
 
         Days without views are left out, or zero with ``fill``. ``status=None`` counts all statuses.
         """
-        question = _question((project, project_id), self._span(since, until), status, ("date",))
+        question = _question((project, project_id), self._span(since, until), status, ("date",), versions)
         return self._report(
-            question, lambda extent: self._native.daily_totals(question.project, extent, question.status, fill)
+            question,
+            lambda extent: self._native.daily_totals(
+                question.project, extent, question.status, fill, question.versions
+            ),
         )
 
     def get_top_pages_from_parquet(
@@ -240,14 +259,15 @@ class ParquetAnalyticsQuerier:
         until: Date | None = None,
         projects: Iterable[str] | None = None,
         project_id: int | None = None,
+        versions: Iterable[int | None] | None = None,
     ) -> pa.Table:
         """One ``SELECT`` in DuckDB's SQL over the relation ``pageviews`` (the ten columns of
         :meth:`query_pageviews`).
 
         Only ``since``, ``until``, ``projects`` (slugs) and ``project_id`` decide which files and row groups are read;
-        what the query itself filters is filtered afterwards. ``params`` are values for ``?`` and ``$1``, or a mapping
-        for ``$name``: bool, int, float, str, bytes, date or None. Anything but one reading statement is
-        :class:`QueryError`.
+        what the query itself filters is filtered afterwards, and so are ``versions``. ``params`` are values for ``?``
+        and ``$1``, or a mapping for ``$name``: bool, int, float, str, bytes, date or None. Anything but one reading
+        statement is :class:`QueryError`.
         """
         if not isinstance(query, str):
             raise InvalidInput(f"the query is {query!r:.80}; pass SQL as text")
@@ -255,8 +275,11 @@ class ParquetAnalyticsQuerier:
         values = dict(params) if isinstance(params, Mapping) else list(params or ())
         slugs = _projects(projects)
         first, last = map(datetime.date.fromisoformat, self._span(since, until))
-        question = Question(first, last, None if slugs is None else tuple(slugs), number, None)
-        return self._report(question, lambda extent: self._native.sql(query, values, extent, slugs, number))
+        chosen = _versions(versions)
+        question = Question(first, last, None if slugs is None else tuple(slugs), number, None, versions=chosen)
+        return self._report(
+            question, lambda extent: self._native.sql(query, values, extent, slugs, number, versions=chosen)
+        )
 
     def explain(
         self,
@@ -296,10 +319,25 @@ def _question(
     days: tuple[str, str],
     status: int | None,
     summed_by: tuple[str, ...] | None = None,
+    versions: Iterable[int | None] | None = None,
 ) -> Question:
     slug, number = project(*who)
     since, until = map(datetime.date.fromisoformat, days)
-    return Question(since, until, None if slug is None else (slug,), number, status_code(status), summed_by)
+    slugs = None if slug is None else (slug,)
+    return Question(since, until, slugs, number, status_code(status), summed_by, _versions(versions))
+
+
+_PAGES = {("path",): "path", ("path", "version_slug"): "version", ("full_path",): "full_path"}
+"""The native module's names for what the views of pages are summed by."""
+
+
+def _page_columns(by: str, *, per_version: bool) -> tuple[str, ...]:
+    columns = (by, "version_slug") if per_version else (by,)
+    if by not in ("path", "full_path"):
+        raise InvalidInput(f"by is {by!r:.80}; pass 'path' or 'full_path'")
+    if columns not in _PAGES:
+        raise InvalidInput("by='full_path' tells versions apart by itself; leave per_version out")
+    return columns
 
 
 def _names(columns: Sequence[str] | None) -> list[str] | None:
@@ -328,7 +366,7 @@ def with_coverage(schema: pa.Schema, coverage: Coverage | None) -> pa.Schema:
 
 
 # The arguments of the same names hide these in the methods above.
-_project, _projects = project, projects
+_project, _projects, _versions = project, projects, versions
 
 _EXPLAINED = pa.schema(
     [

@@ -14,7 +14,7 @@ use crate::engine::{Limits, Param, Params};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::plan::Filter;
-use crate::query::{Coverage, Extent, Querier, Span, Stream, Table};
+use crate::query::{Coverage, Extent, Pages, Querier, Span, Stream, Table};
 use crate::runtime::Cancel;
 use crate::scan::{Options, State, Stats};
 
@@ -35,6 +35,8 @@ const MOST_THREADS: usize = 256;
 
 /// A project by slug, id or both.
 type Project = (Option<String>, Option<i32>);
+/// Versions by id, `None` among them for rows outside of versions.
+type Versions = Option<Vec<Option<i32>>>;
 
 /// An answer, what it took, and the rows of each day's file, newest first (`None`: no file).
 type Answer<'py> = (PyTable, Bound<'py, PyDict>, Option<PyCoverage>);
@@ -102,6 +104,9 @@ impl PyQuerier {
         self.inner.store().url_of(key)
     }
 
+    /// `by` is `path`, `version` or `full_path`.
+    #[pyo3(signature = (project, extent, page, status, by, versions=None))]
+    #[allow(clippy::too_many_arguments)]
     fn top_pages<'py>(
         &self,
         py: Python<'py>,
@@ -109,17 +114,22 @@ impl PyQuerier {
         extent: Asked,
         page: (i64, i64),
         status: Option<i16>,
-        per_version: bool,
+        by: &str,
+        versions: Versions,
     ) -> PyResult<Answer<'py>> {
-        let (filter, extent) = whole(filter(project, status), extent)?;
+        let (filter, extent) = whole(filter(project, status, versions), extent)?;
+        let pages = match by {
+            "version" => Pages::PathAndVersion,
+            "full_path" => Pages::FullPath,
+            _ => Pages::Path,
+        };
         answer(
             py,
-            run_quietly(py, |cancel| {
-                self.inner.top_pages(filter, extent, page, per_version, cancel)
-            })?,
+            run_quietly(py, |cancel| self.inner.top_pages(filter, extent, page, pages, cancel))?,
         )
     }
 
+    #[pyo3(signature = (project, extent, status, fill, versions=None))]
     fn daily_totals<'py>(
         &self,
         py: Python<'py>,
@@ -127,14 +137,17 @@ impl PyQuerier {
         extent: Asked,
         status: Option<i16>,
         fill: bool,
+        versions: Versions,
     ) -> PyResult<Answer<'py>> {
-        let (filter, extent) = whole(filter(project, status), extent)?;
+        let (filter, extent) = whole(filter(project, status, versions), extent)?;
         answer(
             py,
             run_quietly(py, |cancel| self.inner.daily_totals(filter, extent, fill, cancel))?,
         )
     }
 
+    #[pyo3(signature = (query, params, extent, projects, project_id, status=None, versions=None))]
+    #[allow(clippy::too_many_arguments)]
     fn sql<'py>(
         &self,
         py: Python<'py>,
@@ -143,11 +156,12 @@ impl PyQuerier {
         extent: Asked,
         projects: Option<Vec<String>>,
         project_id: Option<i32>,
+        status: Option<i16>,
+        versions: Versions,
     ) -> PyResult<Answer<'py>> {
         let filter = Filter {
             projects,
-            project_id,
-            ..Filter::default()
+            ..filter((None, project_id), status, versions)
         };
         let (filter, extent) = whole(filter, extent)?;
         answer(
@@ -174,6 +188,7 @@ impl PyQuerier {
         Ok(present.into_iter().map(Day::date).collect())
     }
 
+    #[pyo3(signature = (project, extent, status, columns, versions=None))]
     fn pageviews(
         &self,
         py: Python<'_>,
@@ -181,8 +196,9 @@ impl PyQuerier {
         extent: Asked,
         status: Option<i16>,
         columns: Option<Vec<String>>,
+        versions: Versions,
     ) -> PyResult<Pageviews> {
-        let (filter, extent) = whole(filter(project, status), extent)?;
+        let (filter, extent) = whole(filter(project, status, versions), extent)?;
         let cancel = Cancel::new();
         let start = || self.inner.pageviews(filter, extent, columns.as_deref(), &cancel);
         let stream = run(py, &cancel, start, |_| Ok(()))?;
@@ -200,7 +216,7 @@ impl PyQuerier {
         status: Option<i16>,
         columns: Vec<String>,
     ) -> PyResult<Vec<Bound<'py, PyDict>>> {
-        let (filter, span) = (filter(project, status), span(&days)?);
+        let (filter, span) = (filter(project, status, None), span(&days)?);
         let plans = run_quietly(py, |cancel| self.inner.explain(filter, span, &columns, cancel))?;
         plans
             .into_iter()
@@ -297,11 +313,12 @@ fn coverage(days: Coverage) -> PyCoverage {
     days.into_iter().map(|(day, rows)| (day.date(), rows)).collect()
 }
 
-fn filter((slug, project_id): Project, status: Option<i16>) -> Filter {
+fn filter((slug, project_id): Project, status: Option<i16>, versions: Versions) -> Filter {
     Filter {
         projects: slug.map(|slug| vec![slug]),
         project_id,
         statuses: status.map(|status| vec![status]),
+        versions,
         ..Filter::default()
     }
 }

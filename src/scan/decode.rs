@@ -297,7 +297,7 @@ impl Iterator for WholeFile {
     }
 }
 
-fn open(
+pub(super) fn open(
     footer: &Footer,
     plan: &GroupPlan,
     columns: &[usize],
@@ -382,6 +382,15 @@ fn filter(batch: &RecordBatch, filter: &Filter, columns: &[usize]) -> Result<Rec
             .ok_or_else(|| wrong(schema::STATUS))?;
         also(BooleanBuffer::collect_bool(values.len(), |row| {
             statuses.binary_search(&values.value(row)).is_ok()
+        }));
+    }
+    if let Some(versions) = &filter.versions {
+        let values = column(schema::VERSION_ID)?
+            .downcast_ref::<Int32Array>()
+            .ok_or_else(|| wrong(schema::VERSION_ID))?;
+        also(BooleanBuffer::collect_bool(values.len(), |row| {
+            let version = values.is_valid(row).then(|| values.value(row));
+            versions.binary_search(&version).is_ok()
         }));
     }
     match passes {

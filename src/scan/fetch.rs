@@ -15,51 +15,17 @@ use tokio::task::AbortHandle;
 
 use super::Context;
 use super::decode::Sparse;
-use crate::cache::{self, How};
+use super::narrow;
+use super::version::Version;
+use crate::cache;
 use crate::error::{Error, Result};
-use crate::footer::Footer;
 use crate::keys::Day;
-use crate::plan::{self, GroupPlan};
+use crate::plan;
 use crate::runtime;
 use crate::store::{Got, IfVersion, Part as Bytewise};
 
 /// How often an object that is replaced again and again is planned anew.
 const REPLANS: u32 = 4;
-
-/// One version of a day's file, or its absence, and what of it can matter.
-pub(super) struct Version {
-    /// Counts how often the object was found replaced.
-    pub generation: u32,
-    pub footer: Option<Arc<Footer>>,
-    pub groups: Vec<GroupPlan>,
-    pub how: How,
-    /// The end of the object, when it has just been read: small files are in it whole.
-    pub tail: Option<(u64, Bytes)>,
-}
-
-impl Version {
-    pub fn ranges(&self, groups: &[GroupPlan], columns: &[usize]) -> Vec<Range<u64>> {
-        let Some(footer) = &self.footer else { return Vec::new() };
-        groups
-            .iter()
-            .flat_map(|group| plan::ranges(footer, group, columns))
-            .collect()
-    }
-
-    pub fn in_tail(&self, ranges: &[Range<u64>]) -> bool {
-        self.tail
-            .as_ref()
-            .is_some_and(|(offset, _)| ranges.iter().all(|range| range.start >= *offset))
-    }
-
-    /// The row groups of unit number `unit` of `units`, which were counted for another version perhaps.
-    pub fn share(&self, unit: usize, units: usize) -> &[GroupPlan] {
-        let total = self.groups.len();
-        self.groups
-            .get(unit * total / units..(unit + 1) * total / units)
-            .unwrap_or_default()
-    }
-}
 
 /// A day's object as one scan sees it.
 pub(super) struct Object {
@@ -136,18 +102,29 @@ impl Object {
 
 /// Finds out about a day's object through the cache, and plans it.
 pub(super) async fn load(context: &Arc<Context>, day: Day, key: &str, guess: u64, generation: u32) -> Result<Version> {
-    let _turn = permit(context).await?;
     let max_age = context.options.freshness.of(day, context.today);
-    let loaded = cache::load(&context.store, key, max_age, guess)
-        .await
-        .map_err(|error| error.on_day(day))?;
-    context.count(|counters| &counters.footer_requests, loaded.requests.into());
-    context.count(|counters| &counters.bytes, loaded.bytes);
-    context
-        .counters
-        .footer_waves
-        .fetch_max(u64::from(loaded.requests), Ordering::Relaxed);
-    Ok(Version::new(context, generation, loaded.known, loaded.how, loaded.tail))
+    for _ in 0..=REPLANS {
+        let turn = permit(context).await?;
+        let loaded = cache::load(&context.store, key, max_age, guess)
+            .await
+            .map_err(|error| error.on_day(day))?;
+        drop(turn);
+        context.count(|counters| &counters.footer_requests, loaded.requests.into());
+        context.count(|counters| &counters.bytes, loaded.bytes);
+        context
+            .counters
+            .footer_waves
+            .fetch_max(u64::from(loaded.requests), Ordering::Relaxed);
+        let version = Version::new(context, generation, loaded.known, loaded.how, loaded.tail);
+        let narrowed = narrow::to_project(context, key, version)
+            .await
+            .map_err(|error| error.on_day(day))?;
+        if let Some(version) = narrowed {
+            return Ok(version.kept(context));
+        }
+        cache::forget(&context.store, key);
+    }
+    Err(cache::changing(key))
 }
 
 async fn permit(context: &Context) -> Result<tokio::sync::SemaphorePermit<'_>> {
@@ -346,7 +323,7 @@ async fn fetch(
 }
 
 /// Bytes of a version of an object; `None` when there is another one, or none.
-async fn get(context: &Context, key: &str, etag: &str, range: Range<u64>) -> Result<Option<(u64, Bytes)>> {
+pub(super) async fn get(context: &Context, key: &str, etag: &str, range: Range<u64>) -> Result<Option<(u64, Bytes)>> {
     let _turn = permit(context).await?;
     context.count(|counters| &counters.data_requests, 1);
     match context

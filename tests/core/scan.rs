@@ -2,7 +2,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
+use arrow::array::{Int32Array, RecordBatch};
 use arrow::compute::concat_batches;
 use bytes::Bytes;
 use parquet::file::properties::EnabledStatistics;
@@ -106,12 +106,14 @@ fn cases() -> impl Strategy<Value = Case> {
             prop::sample::select(vec![200i16, 404, 0, 301, i16::MAX, 500, -1]),
             0..4,
         )),
+        prop::option::weighted(0.3, prop::collection::vec(prop::option::of(0..6i32), 0..5)),
         prop::collection::vec(9..19i32, 0..3),
     )
-        .prop_map(|(projects, project_id, statuses, hidden)| Filter {
+        .prop_map(|(projects, project_id, statuses, versions, hidden)| Filter {
             projects: projects.map(|slugs| slugs.into_iter().map(str::to_owned).collect()),
             project_id,
             statuses,
+            versions,
             hidden,
             ..Filter::default()
         });
@@ -127,14 +129,22 @@ fn cases() -> impl Strategy<Value = Case> {
         offset_index: kind != 1,
         ..Layout::default()
     });
-    let options = (0..3000u64, 1..5000u64, 1..20_000u64, 1..5usize, 1..100usize).prop_map(
-        |(gap, request_bytes, ahead_bytes, concurrency, batch_rows)| Options {
-            gap,
-            request_bytes,
-            ahead_bytes,
-            concurrency,
-            batch_rows,
-            ..Options::default()
+    let reading = (0..3000u64, 1..5000u64, 1..20_000u64, 1..5usize, 1..100usize);
+    // Less than what these files hold, and more.
+    let keeping = (0..20_000u64, 0..6usize, 0..400u64);
+    let options = (reading, keeping).prop_map(
+        |((gap, request_bytes, ahead_bytes, concurrency, batch_rows), (tail_bytes, whole_footers, narrow_rows))| {
+            Options {
+                gap,
+                request_bytes,
+                ahead_bytes,
+                concurrency,
+                batch_rows,
+                tail_bytes,
+                whole_footers,
+                narrow_rows,
+                ..Options::default()
+            }
         },
     );
     let projection = prop::sample::subsequence(ALL.to_vec(), 0..=10).prop_shuffle();
@@ -175,6 +185,7 @@ proptest! {
                 case.filter.projects.as_ref().is_none_or(|slugs| slugs.contains(&row.project_slug))
                     && case.filter.project_id.is_none_or(|id| id == row.project_id)
                     && case.filter.statuses.as_ref().is_none_or(|statuses| statuses.contains(&row.status))
+                    && case.filter.versions.as_ref().is_none_or(|versions| versions.contains(&row.version_id))
                     && !case.filter.hidden.contains(&row.project_id)
             };
             expected.splice(0..0, all.iter().filter(passes).cloned());
@@ -243,6 +254,92 @@ fn one_project_of_a_200_row_group_file_is_read_in_two_requests_and_under_3_perce
             );
         }
     }
+}
+
+/// The traffic of a day in which ids are strewn over the slugs, as they are where projects come and go.
+fn strewn(projects: usize, rows_each: usize, day: Day) -> impl Iterator<Item = RecordBatch> {
+    traffic(projects, rows_each, day)
+        .enumerate()
+        .map(move |(number, batch)| {
+            let id = strewn_id(number, projects);
+            let mut columns = batch.columns().to_vec();
+            let place = schema::pageviews().index_of(schema::PROJECT_ID).unwrap();
+            columns[place] = Arc::new(Int32Array::from(vec![id; batch.num_rows()]));
+            RecordBatch::try_new(batch.schema(), columns).unwrap()
+        })
+}
+
+fn strewn_id(number: usize, projects: usize) -> i32 {
+    (number * 7_919 % projects) as i32
+}
+
+#[test]
+fn a_project_by_its_id_alone_takes_one_wave_more_the_first_time_and_few_bytes() {
+    let (store, day) = (store(), date("2026-07-01"));
+    let layout = Layout {
+        group_rows: 20_000,
+        ..Layout::default()
+    };
+    let file = write(strewn(4_001, 100, day), layout.properties());
+    put(&store, &key(day), &file);
+    for number in [7, 1_234, 2_000, 3_333] {
+        let filter = Filter {
+            project_id: Some(strewn_id(number, 4_001)),
+            ..Filter::default()
+        };
+        let first = scan(&store, &[day], filter.clone(), Options::default());
+        let found = rows(&first);
+        assert_eq!(
+            found,
+            rows(&scan(
+                &store,
+                &[day],
+                of(&format!("project-{number:05}")),
+                Options::default()
+            ))
+        );
+        assert_eq!(found.len(), 100);
+        let stats = first.stats();
+        assert!(stats.waves <= 3, "{stats:?}");
+        assert!(
+            stats.bytes * 3 < file.len() as u64,
+            "{} of {}: {stats:?}",
+            stats.bytes,
+            file.len()
+        );
+        assert!(stats.rows_decoded < 200, "{stats:?}");
+        // Also with another status: where the rows are is known now.
+        let again = Filter {
+            statuses: Some(vec![404]),
+            ..filter
+        };
+        let again = scan(&store, &[day], again, Options::default());
+        assert_eq!(rows(&again).len(), found.iter().filter(|row| row.status == 404).count());
+        assert_eq!((again.stats().waves, again.stats().footer_requests), (1, 0));
+    }
+}
+
+#[test]
+fn a_file_that_is_replaced_while_its_ids_are_read_is_read_in_its_new_version() {
+    let (store, day) = (store(), date("2026-07-01"));
+    let file = |seed| small_pages().file(&sample(seed, 3_000, day));
+    put(&store, &key(day), &file(1));
+    let options = Options {
+        narrow_rows: 0,
+        ..Options::default()
+    };
+    let filter = Filter {
+        project_id: Some(12),
+        ..Filter::default()
+    };
+    // Its footer is remembered, and holds no longer.
+    scan(&store, &[day], of("nobody"), options.clone()).prepare().unwrap();
+    put(&store, &key(day), &file(2));
+    let expected: Vec<Row> = sample(2, 3_000, day)
+        .into_iter()
+        .filter(|row| row.project_id == 12)
+        .collect();
+    assert_eq!(rows(&scan(&store, &[day], filter, options)), expected);
 }
 
 #[test]

@@ -106,12 +106,26 @@ class LiveRows:
             chosen = chosen.filter(parquet_analytics_slug__in=question.slugs)
         if question.project_id is not None:
             chosen = chosen.filter(**{lookups["project_id"]: question.project_id})
+        if question.versions is not None:
+            these = self._of_versions(question.versions)
+            if these is None:
+                return None
+            chosen = chosen.filter(these)
         if question.status is not None:
             if "status" in lookups:
                 chosen = chosen.filter(**{lookups["status"]: question.status})
             elif question.status != 200:
                 return None
         return chosen if days else None
+
+    def _of_versions(self, versions: Iterable[int | None]) -> Q | None:
+        """The condition for rows of these versions; ``None`` when there cannot be any."""
+        wanted = set(versions)
+        if "version_id" not in self._mapping.lookups:
+            return Q() if None in wanted else None
+        lookup = self._mapping.lookups["version_id"]
+        among = Q(**{f"{lookup}__in": [number for number in wanted if number is not None]})
+        return among | Q(**{f"{lookup}__isnull": True}) if None in wanted else among
 
     def _summed(self, chosen: Any, question: Question, days: list[datetime.date]) -> pa.Table:
         by = [column for column in question.summed_by or () if column in self._mapping.lookups]

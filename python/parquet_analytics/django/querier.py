@@ -172,7 +172,9 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
             for first, last, archived in sorted(places, reverse=True):
                 if archived:
                     extent = (first.isoformat(), last.isoformat(), None, None, split.ledger.hidden)
-                    stream = self._native.pageviews(question.project, extent, question.status, columns)
+                    stream = self._native.pageviews(
+                        question.project, extent, question.status, columns, question.versions
+                    )
                     files += stream.coverage() or []
                     segments.append(stream)
                 elif live is not None:

@@ -122,8 +122,9 @@ class ShadowQuerier(PageViewsQuerier):
         texts = [day.isoformat() for day in sorted(verified)]
         slugs = None if question.slugs is None else list(question.slugs)
         extent = (*question.days, texts, None, ledger.hidden)
-        sql = "SELECT * FROM pageviews WHERE $1 IS NULL OR status = $1"
-        stream, _, _ = self._native.sql(sql, [question.status], extent, slugs, question.project_id)
+        stream, _, _ = self._native.sql(
+            "FROM pageviews", [], extent, slugs, question.project_id, question.status, question.versions
+        )
         return pa.table(stream)
 
 

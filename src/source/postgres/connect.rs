@@ -491,7 +491,9 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
                     || code.starts_with("08"));
             let advice = match code {
                 "57014" => "; raise statement_timeout, or find out what slows the database down",
-                "25P03" => "; a role, a database or a pooler sets idle_in_transaction_session_timeout, raise it for this user",
+                "25P03" => {
+                    "; a role, a database or a pooler sets idle_in_transaction_session_timeout, raise it for this user"
+                }
                 "25P04" => "; a role or a database sets transaction_timeout, raise it for this user",
                 "57P05" => "; a role or a database sets idle_session_timeout, raise it for this user, or try again",
                 "55P03" => "; somebody holds a lock on the table, try again later",

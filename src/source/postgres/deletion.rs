@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 
-use super::connect::{ALL_ROWS, KNOWS_TRANSACTION_TIMEOUT, LOCKING, NO_TRANSACTION_TIMEOUT, Session, hidden_rows, identify, is_true, milliseconds};
+use super::connect::{
+    ALL_ROWS, KNOWS_TRANSACTION_TIMEOUT, LOCKING, NO_TRANSACTION_TIMEOUT, Session, hidden_rows, identify, is_true,
+    milliseconds,
+};
 use super::copy::Decoder;
 use super::effects::{Effects, effects};
 use super::{Dates, PostgresSource, Unique, date_type, list, number};

@@ -60,6 +60,8 @@ impl Stored {
         // A small gap, so that data is read apart from the footer in most cases.
         let options = Options {
             gap: 64,
+            narrow_rows: 0,
+            whole_footers: 0,
             ..Options::default()
         };
         Scan::new(store, &prefix, [date(DAY)], filter, options, Cancel::new())
@@ -105,9 +107,15 @@ impl Stored {
             projects: Some(vec!["docs".to_owned(), "zzz".to_owned()]),
             project_id: Some(10),
             statuses: Some(vec![200, 404]),
+            versions: Some(vec![None, Some(1)]),
             hidden: vec![11],
         };
         self.read(few, &[5, 7])?;
+        let by_id = Filter {
+            project_id: Some(10),
+            ..Filter::default()
+        };
+        self.read(by_id, &[5, 7])?;
         let all: Vec<usize> = (0..10).collect();
         let rows = self.read(Filter::default(), &all)?;
         assert_eq!(
