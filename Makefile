@@ -20,6 +20,7 @@ build: $(NATIVE)
 
 $(VENV)/.installed: requirements-dev.txt
 	@python=$$($(find_python)); [ -n "$$python" ] || { echo "Python 3.11 or newer is needed" >&2; exit 1; }; \
+	echo "Installing Python tools into $(VENV): about a minute."; \
 	$$python -m venv $(VENV) || { echo "Debian's package python3-venv has what is missing" >&2; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@

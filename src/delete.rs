@@ -1,5 +1,6 @@
 //! Lets exported rows go: only those that are in a verified file, unchanged, and a batch at a time.
 
+mod elsewhere;
 mod stamp;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -276,6 +277,8 @@ impl Deletion<'_> {
         )?;
         let begun = block_on(self.cancel, deleter.has_rows(self.stored.day))?;
         if begun {
+            let (store, prefix, day) = (self.store, &self.options.prefix, self.stored.day);
+            elsewhere::refuse_rows_of_other_days(store, prefix, day, &self.index, self.cancel)?;
             self.begin()?;
         }
         self.progress.total.store(self.index.len() as u64, Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! Takes the rows of erased projects out of a stored day: an export from nothing, which keeps what is stored, but for them.
 //! And finds the copies that still have some: the day's file says nothing of them once it was written anew.
 
-mod look;
+pub(crate) mod look;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

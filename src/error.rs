@@ -104,7 +104,11 @@ pub enum Error {
 
     /// Rows are not deleted, because it is not certain that they are safe in the store.
     #[error("{message}")]
-    DeletionRefused { message: String },
+    DeletionRefused {
+        message: String,
+        /// Days that have to be exported again before.
+        export_first: Vec<Day>,
+    },
 
     /// Nothing is erased, because what is stored belongs to another database.
     #[error("{message}")]
@@ -167,6 +171,7 @@ impl Error {
     pub fn refused(message: impl Into<String>) -> Self {
         Self::DeletionRefused {
             message: message.into(),
+            export_first: Vec::new(),
         }
     }
 

@@ -117,6 +117,16 @@ impl RowIndex {
         self.entries[number].id
     }
 
+    pub fn has(&self, id: i64) -> bool {
+        self.entries.binary_search_by_key(&id, |entry| entry.id).is_ok()
+    }
+
+    /// Whether there is an id from `first` to `last`.
+    pub fn has_between(&self, first: i64, last: i64) -> bool {
+        let at = self.entries.partition_point(|entry| entry.id < first);
+        self.entries.get(at).is_some_and(|entry| entry.id <= last)
+    }
+
     /// All ids, ascending.
     pub fn ids(&self) -> impl ExactSizeIterator<Item = i64> + '_ {
         self.entries.iter().map(|entry| entry.id)

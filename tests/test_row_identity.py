@@ -384,3 +384,41 @@ def test_a_folder_without_extended_attributes_is_looked_at_as_closely(filled: st
     file.write_bytes(rewritten(file.read_bytes(), lambda table: table.slice(1, 2)))
     with pytest.raises((VerificationFailed, CorruptFile), match=KEY):
         exporter.export_daily_pageviews(DAY)
+
+
+# Rows that moved, and whose old day was not exported since.
+
+
+@pytest.mark.parametrize("old_rows", ["there", "deleted"])
+def test_a_row_that_an_older_file_still_has_is_not_deleted_before_that_is_right(
+    place: Place, filled: str, old_rows: str
+) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    if old_rows == "deleted":
+        execute(filled, "UPDATE analytics_pageview SET date = '2026-07-03' WHERE id = 2")
+        exporter.delete_exported_pageviews(DAY)
+        execute(filled, "UPDATE analytics_pageview SET date = '2026-07-01' WHERE id = 2")
+    execute(filled, MOVE)
+    exporter.export_daily_pageviews(NEXT)
+    with pytest.raises(DeletionRefused, match=saying("2026-07-02", "2026-07-01", "id 2", "moved")) as caught:
+        exporter.delete_exported_pageviews(NEXT)
+    assert caught.value.export_first == (DAY,)
+    assert 2 in left(filled)
+    assert exporter.export_daily_pageviews(DAY)["moved"] == 1
+    assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
+    assert views_of(place, KEY, NEXT_KEY) == {1: 10, 2: 5, 3: 1}
+
+
+def test_a_day_that_shares_no_row_with_others_is_deleted_at_once(place: Place, filled: str) -> None:
+    """Also where late rows have greater ids than the next day's."""
+    exporter = place.exporter(filled)
+    execute(
+        filled,
+        "INSERT INTO analytics_pageview (id, path, view_count, date, status, project_id) "
+        "VALUES (20, '/next', 1, '2026-07-02', 200, 7), (30, '/late', 1, '2026-07-01', 200, 7)",
+    )
+    for day in (DAY, NEXT):
+        exporter.export_daily_pageviews(day)
+    assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
+    assert exporter.delete_exported_pageviews(DAY)["deleted"] == 4

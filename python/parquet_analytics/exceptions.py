@@ -44,6 +44,7 @@ class ParquetAnalyticsError(Exception):
     - ``row_id``, ``column``: the row and column of the source that cannot be exported
     - ``sqlstate``: PostgreSQL's five-character code
     - ``run_id``: the export run whose outcome is unknown
+    - ``export_first`` (a tuple, never ``None``): days that have to be exported before rows of ``day`` may go
     - ``retryable`` (bool, never ``None``): whether the same call can succeed later with nothing changed
     """
 
@@ -57,6 +58,7 @@ class ParquetAnalyticsError(Exception):
         column: str | None = None,
         sqlstate: str | None = None,
         run_id: str | None = None,
+        export_first: tuple[datetime.date, ...] = (),
         retryable: bool = False,
     ) -> None:
         super().__init__(message)
@@ -66,6 +68,7 @@ class ParquetAnalyticsError(Exception):
         self.column = column
         self.sqlstate = sqlstate
         self.run_id = run_id
+        self.export_first = export_first
         self.retryable = retryable
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -80,7 +80,14 @@ impl Deletion<'_> {
 
     /// Whether the file that is there now has the rows of the version that was verified; then it is taken for it.
     pub(super) fn has_same_rows(&mut self) -> Result<bool> {
-        let found = verify(self.store, &self.options.prefix, self.stored.day, self.cancel)?.stored;
+        let found = match verify(self.store, &self.options.prefix, self.stored.day, self.cancel) {
+            Ok(found) => found.stored,
+            Err(error) if matches!(error.inner(), Error::CorruptFile { .. } | Error::Mismatch { .. }) => {
+                log::warn!("{error}");
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
         let same = found.same_rows_as.contains(&self.stored.etag);
         if same {
             self.take(found);

@@ -3,7 +3,7 @@
 use pyo3::exceptions::PyUnicodeEncodeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::error::{Error, Kind, Result};
 
@@ -52,6 +52,10 @@ fn build<'py>(py: Python<'py>, error: &Error) -> PyResult<Bound<'py, PyAny>> {
         Error::BadRow { row_id, column, .. } => {
             attributes.set_item("row_id", row_id)?;
             attributes.set_item("column", column)?;
+        }
+        Error::DeletionRefused { export_first, .. } => {
+            let days: Vec<_> = export_first.iter().map(|day| day.date()).collect();
+            attributes.set_item("export_first", PyTuple::new(py, days)?)?;
         }
         Error::IdConflict { row_id, .. } => attributes.set_item("row_id", row_id)?,
         Error::SourceSchema { column, .. } => attributes.set_item("column", column)?,

@@ -215,10 +215,25 @@ def delete_day(
     day: datetime.date, *, task_id: str = "", progress: Callable[[int, int], object] | None = None
 ) -> tuple[Run, dict[str, Any]]:
     """Delete those rows of a day that are in its verified file, unchanged, from the database that may be written to.
+    Days that rows have moved from are exported again before.
 
     :class:`DeletionRefused` for a day that HOT_DAYS keeps or that the ledger does not call verified, and whatever the
     exporter raises.
     """
+    try:
+        return _delete_day(day, task_id=task_id, progress=progress)
+    except DeletionRefused as error:
+        if not error.export_first:
+            raise
+        _log.warning("%s", error)
+        for other in error.export_first:
+            export_day(other, task_id=task_id)
+    return _delete_day(day, task_id=task_id, progress=progress)
+
+
+def _delete_day(
+    day: datetime.date, *, task_id: str, progress: Callable[[int, int], object] | None
+) -> tuple[Run, dict[str, Any]]:
     from parquet_analytics._native import PostgresSource
     from parquet_analytics.django.source import configured_source, write_alias
 

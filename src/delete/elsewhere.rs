@@ -1,0 +1,132 @@
+//! Rows of a day that other days' files have too. They moved from there, and their old day was not exported since; once they are
+//! deleted, nobody could tell any more that one of the two is old.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use arrow::array::AsArray;
+use arrow::datatypes::{Date32Type, Int64Type};
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use crate::cache::{self, Known};
+use crate::erase::look::stored_days;
+use crate::error::{Error, Result};
+use crate::footer::Footer;
+use crate::keys::{Day, Prefix, Scope};
+use crate::plan::Filter;
+use crate::rows::RowIndex;
+use crate::runtime::{Cancel, block_on};
+use crate::scan::{Options, Scan};
+use crate::schema::{self, meta};
+use crate::store::Store;
+
+/// Footers on their way at once.
+const AT_ONCE: usize = 64;
+/// Days that are named in a message.
+const SHOWN: usize = 10;
+
+/// # Errors
+/// [`Error::DeletionRefused`] that names the other days.
+pub(super) fn refuse_rows_of_other_days(
+    store: &Store,
+    prefix: &Prefix,
+    day: Day,
+    rows: &RowIndex,
+    cancel: &Cancel,
+) -> Result<()> {
+    let suspects = block_on(cancel, suspects(store, prefix, day, rows))?;
+    let found = shared(store, prefix, &suspects, rows, cancel)?;
+    let Some((first, ids)) = found.iter().next() else {
+        return Ok(());
+    };
+    let shown: Vec<String> = found.keys().take(SHOWN).map(Day::to_string).collect();
+    Err(Error::DeletionRefused {
+        message: format!(
+            "rows of this day are in the files of other days too ({}; on {first} that with id {}{}): they moved from there, and those days \
+             were not exported since. Export them again first, which takes these rows out of their files",
+            shown.join(", "),
+            ids.first().copied().unwrap_or_default(),
+            if ids.len() > 1 { " and others" } else { "" }
+        ),
+        export_first: found.into_keys().collect(),
+    })
+}
+
+/// The other days that have ids between which some of these rows' lie.
+async fn suspects(store: &Store, prefix: &Prefix, day: Day, rows: &RowIndex) -> Result<Vec<Day>> {
+    let days = stored_days(store, prefix).await?;
+    let tail = cache::tail_guess(store, days.len());
+    let found: Vec<Option<Day>> = stream::iter(days.into_iter().filter(|other| *other != day))
+        .map(|other| async move {
+            let key = prefix.key(&Scope::Day, other);
+            let loaded = cache::load(store, &key, Duration::ZERO, tail)
+                .await
+                .map_err(|error| error.on_day(other))?;
+            Ok::<_, Error>(match loaded.known {
+                Known::Present(footer) => between(&footer, rows).then_some(other),
+                _ => None,
+            })
+        })
+        .buffered(AT_ONCE)
+        .try_collect()
+        .await?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+/// Whether one of the rows has an id between a file's smallest and greatest. A file that does not say which those are is looked into.
+fn between(footer: &Footer, rows: &RowIndex) -> bool {
+    let pairs = footer.metadata().file_metadata().key_value_metadata();
+    let about = |name| {
+        let mut pairs = pairs.into_iter().flatten();
+        pairs
+            .find(|pair| pair.key == name)
+            .and_then(|pair| pair.value.as_deref())
+    };
+    let ids = about(meta::IDS).and_then(|ids| ids.split_once(' '));
+    match ids.and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?))) {
+        Some((first, last)) => rows.has_between(first, last),
+        None => footer.rows() > 0,
+    }
+}
+
+/// The rows that these days' files have too, by day.
+fn shared(
+    store: &Store,
+    prefix: &Prefix,
+    days: &[Day],
+    rows: &RowIndex,
+    cancel: &Cancel,
+) -> Result<BTreeMap<Day, Vec<i64>>> {
+    let mut found: BTreeMap<Day, Vec<i64>> = BTreeMap::new();
+    if days.is_empty() {
+        return Ok(found);
+    }
+    let index = |name| {
+        schema::pageviews()
+            .index_of(name)
+            .map_err(|error| Error::internal(error.to_string()))
+    };
+    let columns = [index(schema::ID)?, index(schema::DATE)?];
+    let scan = Scan::new(
+        store.clone(),
+        prefix,
+        days.iter().copied(),
+        Filter::default(),
+        Options::default(),
+        cancel.clone(),
+    );
+    for batch in scan.batches(&columns)? {
+        cancel.check()?;
+        let batch = batch?;
+        let wrong = || Error::internal("a batch has other columns than were asked for");
+        let ids = batch.column(0).as_primitive_opt::<Int64Type>().ok_or_else(wrong)?;
+        let dates = batch.column(1).as_primitive_opt::<Date32Type>().ok_or_else(wrong)?;
+        for (id, date) in ids.values().iter().zip(dates.values()) {
+            if rows.has(*id) {
+                let day = Day::from_date32(*date).ok_or_else(wrong)?;
+                found.entry(day).or_default().push(*id);
+            }
+        }
+    }
+    Ok(found)
+}
