@@ -395,7 +395,7 @@ class TestDoctor:
         assert state == "failed"
         assert message.startswith(f"to be taken out of the archive: 1 deleted projects, since {ago(3)}")
         assert message.endswith("the last attempt said: the store says no")
-        assert "export_pageviews_to_parquet" in hint
+        assert "parquet_analytics erase" in hint
         export("--date", str(ago(1)), "--allow-empty")
         assert self.findings()["erasures"] == ("ok", "no deleted project waits to be taken out of the archive", "")
 
