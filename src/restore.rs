@@ -38,6 +38,9 @@ use crate::tally::Tally;
 use crate::verify::{not_stored, verify};
 use crate::writer::{DayWriter, FileFacts, Written};
 
+/// How often a file that others write meanwhile is looked at again, once the rows are there.
+const ROUNDS: u32 = 4;
+
 /// Reads the day's file and verifies it: all of its rows but those of erased projects. With `source`, the day has to belong to that
 /// very table, without it to none that says which it is.
 ///
@@ -125,10 +128,11 @@ pub fn prepare(
 }
 
 /// Once the rows are committed: says in the file, over the version that [`prepare`] wrote, that the table has the rows with the ids in
-/// `present`, or all of them, and then takes the day off the list of those of which rows were deleted.
+/// `present`, or all of them, and then takes the day off the list of those of which rows were deleted. A version that somebody has
+/// written since may say that the table does not have them, as it was before the commit: it says then that it is not known.
 ///
 /// # Errors
-/// [`Error::Conflict`] when the file is another version by now.
+/// [`Error::Conflict`] when others keep writing the file.
 pub fn finish(
     store: &Store,
     prefix: &Prefix,
@@ -138,15 +142,30 @@ pub fn finish(
     cancel: &Cancel,
 ) -> Result<StoredDay> {
     let finishing = || {
-        let stored = current(store, prefix, day, over, cancel)?;
         let whole = present.is_none();
-        let facts = facts(&stored, present.map(Remaining::of));
-        let (spool, file) = stamp(&stored, &facts, None)?;
-        let found = publish_over(store, prefix, &stored, spool, &file, &facts.run_id, cancel)?;
-        if whole {
-            is_back(store, prefix, day, &found.etag, &file.tally, cancel)?;
+        let remaining = present.map(Remaining::of);
+        let mut round = 1;
+        loop {
+            let stored = stored(store, prefix, day, cancel)?;
+            let ours = stored.etag == over;
+            let remaining = match &stored.remaining {
+                _ if ours => remaining.clone(),
+                Some(Remaining::Only(_) | Remaining::AtMost(_)) => Some(Remaining::Unknown),
+                None | Some(Remaining::Unknown) => return Ok(stored),
+            };
+            let facts = facts(&stored, remaining);
+            let (spool, file) = stamp(&stored, &facts, None)?;
+            match publish_over(store, prefix, &stored, spool, &file, &facts.run_id, cancel) {
+                Err(Error::Conflict { .. }) if round < ROUNDS => round += 1,
+                Err(error) => return Err(error),
+                Ok(found) => {
+                    if ours && whole {
+                        is_back(store, prefix, day, &found.etag, &file.tally, cancel)?;
+                    }
+                    return Ok(found);
+                }
+            }
         }
-        Ok(found)
     };
     finishing().map_err(|error: Error| error.on_day(day))
 }
@@ -164,15 +183,20 @@ pub fn is_back(store: &Store, prefix: &Prefix, day: Day, etag: &str, file: &Tall
 
 /// The day's file, if it is this version.
 fn current(store: &Store, prefix: &Prefix, day: Day, over: &str, cancel: &Cancel) -> Result<StoredDay> {
-    let key = prefix.key(&Scope::Day, day);
-    let stored = block_on(cancel, StoredDay::read(store, &key, day))?.ok_or_else(|| not_stored(store, &key))?;
+    let stored = stored(store, prefix, day, cancel)?;
     if stored.etag == over {
         return Ok(stored);
     }
+    let key = stored.key;
     Err(Error::Conflict {
         message: format!("{key} was written anew while its rows were brought back; restore it again"),
         key,
     })
+}
+
+fn stored(store: &Store, prefix: &Prefix, day: Day, cancel: &Cancel) -> Result<StoredDay> {
+    let key = prefix.key(&Scope::Day, day);
+    block_on(cancel, StoredDay::read(store, &key, day))?.ok_or_else(|| not_stored(store, &key))
 }
 
 /// What the file says of itself, and of the rows that remain in the table.
