@@ -66,7 +66,8 @@ def test_a_key_that_holds_rows_back_is_no_effect(place: Place, filled: str, rule
     exporter = place.exporter(filled)
     exporter.export_daily_pageviews(DAY)
     assert exporter.delete_exported_pageviews(DAY)["deleted"] == 3
-    assert PostgresSource(filled).effects() == {"columns": [], "others": []}
+    held = ["public.bookmark (constraint of_view)"]
+    assert PostgresSource(filled).effects() == {"columns": [], "others": [], "holding": held}
 
 
 def test_a_key_that_nobody_looks_after_would_dangle(place: Place, filled: str) -> None:
@@ -170,3 +171,42 @@ def test_a_column_that_is_not_mapped_is_held_by_no_file(place: Place, filled: st
     with pytest.raises(DeletionRefused, match="full_path"):
         exporter.delete_exported_pageviews(DAY)
     assert exporter.delete_exported_pageviews(DAY, lose_columns=["full_path"])["deleted"] == 3
+
+
+def test_a_session_that_fires_no_triggers_leaves_rows_that_refer_to_nothing(place: Place, filled: str) -> None:
+    """`session_replication_role` takes foreign keys out of force, and fires other triggers."""
+    execute(filled, REFERS % "")
+    replica = filled + "?options=-c%20session_replication_role%3Dreplica"
+    exporter = place.exporter(replica)
+    exporter.export_daily_pageviews(DAY)
+    with pytest.raises(DeletionRefused, match=saying("public.bookmark", "of_view", "not enforced")):
+        exporter.delete_exported_pageviews(DAY)
+    assert left(filled) == [1, 2, 3, 4]
+    execute(
+        filled,
+        "DROP TABLE bookmark",
+        "CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN old; END $$",
+        "CREATE TRIGGER usual AFTER DELETE ON analytics_pageview FOR EACH ROW EXECUTE FUNCTION note()",
+        "CREATE TRIGGER there AFTER DELETE ON analytics_pageview FOR EACH ROW EXECUTE FUNCTION note()",
+        "ALTER TABLE analytics_pageview ENABLE REPLICA TRIGGER there",
+    )
+    for url, fires, rests in ((filled, "usual", "there"), (replica, "there", "usual")):
+        [other] = PostgresSource(url).effects()["others"]
+        assert fires in other
+        assert rests not in other
+
+
+def test_a_key_that_is_not_enforced_in_one_partition_is_seen(place: Place, filled: str) -> None:
+    execute(
+        filled,
+        *PARTITIONED,
+        "CREATE TABLE bookmark (view bigint, day date, CONSTRAINT of_view FOREIGN KEY (view, day)"
+        " REFERENCES analytics_pageview (id, date))",
+        "INSERT INTO bookmark VALUES (1, '2026-07-01')",
+        "ALTER TABLE july DISABLE TRIGGER ALL",
+    )
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    with pytest.raises(DeletionRefused, match=saying("public.bookmark", "of_view", "not enforced")):
+        exporter.delete_exported_pageviews(DAY)
+    assert left(filled) == [1, 2, 3, 4]

@@ -203,13 +203,15 @@ impl PyPostgresSource {
         Ok(identity)
     }
 
-    /// What a deletion would take or change beside the rows: `columns` that no file holds, and `others`, in words.
+    /// What a deletion would take or change beside the rows: `columns` that no file holds, `others`, in words, and what is
+    /// `holding` rows back.
     fn effects<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let source = self.source();
         let found = run_quietly(py, |cancel| source.effects(cancel))?;
         let effects = PyDict::new(py);
         effects.set_item("columns", found.columns)?;
         effects.set_item("others", found.others)?;
+        effects.set_item("holding", found.holding)?;
         Ok(effects)
     }
 

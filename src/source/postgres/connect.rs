@@ -503,6 +503,9 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
                     "; grant SELECT, UPDATE (which locking a row needs) and DELETE on the table to this user"
                 }
                 "42501" => "; grant SELECT on the table, and USAGE on its schema, to this user",
+                "23503" => {
+                    "; a row of that table refers to one that was to be deleted: delete it first, or keep the day"
+                }
                 "25P02" | "25P01" => {
                     "; is a pooler in statement mode in between? It has to be transaction or session mode"
                 }

@@ -18,6 +18,8 @@ pub struct Effects {
     pub columns: Vec<String>,
     /// What happens to other rows, in words: `public.bookmark loses rows (constraint ..., ON DELETE CASCADE)`.
     pub others: Vec<String>,
+    /// What keeps rows from being deleted, in words: `public.bookmark (constraint ...)`.
+    pub holding: Vec<String>,
 }
 
 impl PostgresSource {
@@ -42,6 +44,7 @@ pub(super) async fn effects(session: &mut Session<'_>, source: &PostgresSource) 
         let name = said(row, 2)?;
         match said(row, 0)?.as_str() {
             "column" => effects.columns.push(name),
+            "a" | "r" => effects.holding.push(format!("{} (constraint {name})", said(row, 1)?)),
             kind => effects.others.push(in_words(kind, &said(row, 1)?, &name)),
         }
     }
@@ -63,8 +66,12 @@ fn in_words(kind: &str, table: &str, name: &str) -> String {
     }
 }
 
+/// The states of triggers and rules that fire in this session.
+const FIRE: &str = "CASE current_setting('session_replication_role') WHEN 'replica' THEN 'RA' ELSE 'OA' END";
+
 /// Partitions, and tables that inherit, are a part of the table. A foreign key's own triggers are internal ones; where they are
-/// missing or disabled, nothing looks after the rows that refer to a deleted one. A generated column is made anew from others.
+/// missing or do not fire, nothing looks after the rows that refer to a deleted one. A key to a partitioned table has one for each
+/// partition below it. A generated column is made anew from others.
 fn sql(source: &PostgresSource) -> String {
     let columns = &source.options.columns;
     let held = source.copied().into_iter().map(|(_, column)| column);
@@ -77,7 +84,7 @@ fn sql(source: &PostgresSource) -> String {
              SELECT c.oid, c.conname, c.conrelid, c.conparentid, CASE
                  WHEN (SELECT relkind FROM pg_class WHERE oid = c.confrelid) = 'r' AND NOT EXISTS (
                      SELECT 1 FROM pg_trigger t WHERE t.tgconstraint = c.oid AND t.tgrelid = c.confrelid
-                     AND t.tgtype & 8 <> 0 AND t.tgenabled IN ('O', 'A')) THEN 'dangling'
+                     AND t.tgtype & 8 <> 0 AND strpos({FIRE}, t.tgenabled::text) > 0) THEN 'dangling'
                  ELSE c.confdeltype::text END AS kind
              FROM pg_constraint c JOIN tables ON c.confrelid = tables.oid WHERE c.contype = 'f'
          ), found AS (
@@ -86,14 +93,14 @@ fn sql(source: &PostgresSource) -> String {
              WHERE attnum > 0 AND NOT attisdropped AND attgenerated = '' AND attname::text <> ALL (ARRAY[{held}])
              GROUP BY attname
              UNION ALL
-             SELECT kind, conrelid, conname::text, 0 FROM keys
-             WHERE kind NOT IN ('a', 'r') AND conparentid NOT IN (SELECT oid FROM keys)
+             SELECT DISTINCT kind, conrelid, coalesce((SELECT p.conname FROM keys p WHERE p.oid = keys.conparentid), conname)::text, 0
+             FROM keys WHERE kind = 'dangling' OR conparentid NOT IN (SELECT oid FROM keys)
              UNION ALL
              SELECT 'trigger', min(tgrelid), tgname::text, 0 FROM pg_trigger JOIN tables ON tgrelid = tables.oid
-             WHERE NOT tgisinternal AND tgtype & 8 <> 0 AND tgenabled IN ('O', 'A') GROUP BY tgname
+             WHERE NOT tgisinternal AND tgtype & 8 <> 0 AND strpos({FIRE}, tgenabled::text) > 0 GROUP BY tgname
              UNION ALL
              SELECT 'rule', ev_class, rulename::text, 0 FROM pg_rewrite JOIN tables ON ev_class = tables.oid
-             WHERE ev_type = '4' AND ev_enabled IN ('O', 'A')
+             WHERE ev_type = '4' AND strpos({FIRE}, ev_enabled::text) > 0
          )
          SELECT kind, coalesce(nspname || '.' || relname, '')::text, name FROM found
          LEFT JOIN (pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace) ON c.oid = relation
