@@ -38,6 +38,8 @@ class _Columns(NamedTuple):
     """Made by the database from others."""
     numbered: set[str]
     """``GENERATED ALWAYS AS IDENTITY``."""
+    needed: set[str]
+    """Not NULL, and the database has no value of its own for them."""
 
 
 class Table:
@@ -62,6 +64,19 @@ class Table:
         """Columns that no file holds, which come back as defaults."""
         held = {field.column for field in self._held.values()}
         return [name for name in self._columns.names if name not in held | self._columns.generated]
+
+    @property
+    def unfilled(self) -> list[str]:
+        """Those for which there is no value at all, although there has to be one: no row can come back."""
+        blank = self.model()
+        filled = {field.column for field in self._others() if field.pre_save(blank, add=True) is not None}
+        return [name for name in self.lost if name in self._columns.needed - filled]
+
+    def take_time(self) -> None:
+        """Some databases end a transaction in which nothing is asked for a while, as when the file is written."""
+        if self.connection.vendor == "postgresql":
+            with self.connection.cursor() as cursor:
+                cursor.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
 
     def of_day(self, day: datetime.date) -> Any:
         return all_rows(self.model, self.alias).filter(**self.mapping.of_days(day, day))
@@ -142,17 +157,19 @@ class Table:
                 found = self.connection.introspection.get_table_description(cursor, self.model._meta.db_table)
                 fields = self.model._meta.local_concrete_fields
                 generated = {field.column for field in fields if getattr(field, "generated", False)}
-                return _Columns([column.name for column in found], generated, set())
+                return _Columns([column.name for column in found], generated, set(), set())
             cursor.execute(
-                "SELECT attname, attgenerated <> '', attidentity = 'a' FROM pg_attribute"
+                "SELECT attname, attgenerated <> '', attidentity = 'a',"
+                " attnotnull AND NOT atthasdef AND attidentity = '' FROM pg_attribute"
                 " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
                 [self.name],
             )
             described = cursor.fetchall()
         return _Columns(
             [str(name) for name, *_ in described],
-            {str(name) for name, generated, _ in described if generated},
-            {str(name) for name, _, numbered in described if numbered},
+            {str(name) for name, generated, *_ in described if generated},
+            {str(name) for name, _, numbered, _ in described if numbered},
+            {str(name) for name, *_, needed in described if needed},
         )
 
     def check_constraints(self) -> None:

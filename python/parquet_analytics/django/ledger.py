@@ -9,6 +9,8 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +145,7 @@ class Ledger:
         self._lease = f"{day} {hashlib.sha256(location.encode()).hexdigest()[:32]}"
         self._renewed = 0.0
         self._needless = False
+        self._of_caller = False
 
     def needless(self) -> None:
         """There was nothing to do, so there will be no row of this run."""
@@ -172,6 +175,7 @@ class Ledger:
             self.run.started_at = days.now()
             self.run.lease, self.run.lease_until = self._lease, days.now() + LEASE
             alias = router.db_for_write(Run)
+            self._of_caller = connections[alias].in_atomic_block
             refuse_without_autocommit(alias)
             try:
                 with transaction.atomic(using=alias):
@@ -213,12 +217,19 @@ class Ledger:
 
     def renew(self, *, now: bool = False) -> None:
         """Keeps the day for another while. :class:`DayIsTaken` when somebody else has it meanwhile. With ``now`` that
-        is made sure of, and the ledger has to answer."""
-        if not now and time.monotonic() - self._renewed < _RENEW_SECONDS:
-            return
+        is made sure of, and the ledger has to answer. Others see it at once, also from within a transaction."""
+        if now or time.monotonic() - self._renewed >= _RENEW_SECONDS:
+            self._renew(self._extended_apart if self._hidden() else self._extended, now=now)
+
+    def hold(self) -> None:
+        """Makes sure that the day is ours; where the ledger is in the database of a transaction, until its end. It is
+        the last thing to be done in it: ``renew`` would wait for this."""
+        self._renew(self._extended, now=True)
+
+    def _renew(self, extended: Callable[[], int], *, now: bool) -> None:
         self._renewed = time.monotonic()
         try:
-            kept = runs().filter(pk=self.run.pk, lease=self._lease).update(lease_until=days.now() + LEASE)
+            kept = extended()
         except AnyDatabaseError as error:
             if now:
                 raise _unreachable(error) from error
@@ -233,6 +244,32 @@ class Ledger:
                 day=self.run.day,
                 retryable=True,
             )
+
+    def _hidden(self) -> bool:
+        """Whether others would not see what is written now before a transaction ends that has begun since the run."""
+        connection = connections[router.db_for_write(Run)]
+        # SQLite lets nobody else write meanwhile.
+        return connection.in_atomic_block and not self._of_caller and connection.vendor != "sqlite"
+
+    def _extended(self) -> int:
+        return runs().filter(pk=self.run.pk, lease=self._lease).update(lease_until=days.now() + LEASE)
+
+    def _extended_apart(self) -> int:
+        """In a connection of its own: Django has one for each thread."""
+
+        def extended() -> int:
+            alias = router.db_for_write(Run)
+            try:
+                with transaction.atomic(using=alias):
+                    if connections[alias].vendor == "postgresql":
+                        with connections[alias].cursor() as cursor:
+                            cursor.execute("SET LOCAL lock_timeout = '10s'")
+                    return self._extended()
+            finally:
+                connections[alias].close()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(extended).result()
 
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
         run = self.run

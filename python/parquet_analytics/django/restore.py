@@ -73,10 +73,9 @@ def restore_day(day: datetime.date, *, dry_run: bool = False, accept_moved_datab
         try:
             with transaction.atomic(using=alias):
                 work.insert()
-                # From here on the day is ours until the end of the transaction, where the ledger is in this database.
                 ledger.renew(now=True)
                 _record(run, work.prepare())
-                ledger.renew(now=True)
+                ledger.hold()
         except Conflict as error:
             message = f"{day}: the file was written anew meanwhile, so nothing was restored; restore it again"
             raise DayIsTaken(message, day=day, key=error.key, retryable=True) from error
@@ -147,6 +146,7 @@ class _Restoration:
             row for row in self._rows if not any(row[f"{what}_id"] in gone for what, gone in missing.items())
         ]
         self.table = Table(self.mapping, self.alias)
+        self._refuse_unfilled()
         self.result = {
             "date": str(self.day),
             "key": self._file["key"],
@@ -160,6 +160,14 @@ class _Restoration:
             "unsettled": None,
         }
         return self._file
+
+    def _refuse_unfilled(self) -> None:
+        if self.wanted and (unfilled := self.table.unfilled):
+            raise InvalidInput(
+                f"{self.day}: no file holds {', '.join(unfilled)}, which may not be NULL, and neither the table nor "
+                "the model has a default; give the column a DEFAULT, at least meanwhile. Nothing was restored",
+                day=self.day,
+            )
 
     def refuse_to_overwrite(self) -> None:
         present = self.table.of_day(self.day).count()
@@ -184,6 +192,7 @@ class _Restoration:
 
     def insert(self) -> None:
         """Inserts the rows, and looks at what the table then has, with all constraints checked."""
+        self.table.take_time()
         self.refuse_to_overwrite()
         self.table.insert(self.wanted, self.alive)
         self.table.advance_sequence(self.wanted)
