@@ -55,7 +55,7 @@ def _hint(error: ParquetAnalyticsError) -> str:
 def _settings() -> Iterator[Finding]:
     from parquet_analytics.django.checks import check_settings
 
-    found = check_settings()
+    found = [message for message in check_settings() if not message.is_silenced()]
     for message in found:
         state = "failed" if message.is_serious() else "warning"
         yield Finding("settings", state, f"{message.id}: {message.msg}", message.hint or "")
@@ -318,9 +318,19 @@ def _other_rows() -> Iterator[Finding]:
             f"rows are not deleted, because of what that does besides: {'; '.join(others)}",
             "Remove the constraint, relation, trigger or rule, or set DELETE_CASCADES if it is wanted.",
         )
+    if told["holding"]:
+        yield Finding(
+            "other rows",
+            "warning",
+            "page views that other rows refer to cannot be deleted, nor the rest of their batch: "
+            + "; ".join(told["holding"]),
+            "Delete such rows before the page views are older than HOT_DAYS, or drop the key.",
+        )
 
 
 def _other_columns() -> Iterator[Finding]:
+    from parquet_analytics.django.insertion import Table
+
     mapping = configured()
     alias = write_alias(mapping)
     told = _effects(alias)
@@ -339,6 +349,13 @@ def _other_columns() -> Iterator[Finding]:
         yield Finding("other columns", "ok", f"may be lost with deleted rows: {', '.join(told['columns'])}")
     else:
         yield Finding("other columns", "ok", "files hold all columns of the page views")
+    if unfilled := Table(mapping, alias).unfilled:
+        yield Finding(
+            "other columns",
+            "warning",
+            f"no row could be brought back: nothing has a value for {', '.join(unfilled)}, which may not be NULL",
+            f"Give {', '.join(unfilled)} a DEFAULT in the table.",
+        )
 
 
 def _periodic_tasks() -> Iterator[Finding]:
