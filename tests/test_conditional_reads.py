@@ -85,7 +85,7 @@ def test_a_deletion_ends_when_another_file_is_answered_for_the_verified_one(
     seen: list[int] = []
 
     def replace(request: Request) -> None:
-        # The first reads of the day's file verify it and what is said in it of the deletion; then somebody else writes it.
+        # The first reads verify the file and what is said in it of the deletion; then somebody else writes it.
         if request.path.split("?")[0].endswith(".parquet"):
             seen.append(1)
             if len(seen) == 3:
