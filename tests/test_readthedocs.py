@@ -1,139 +1,321 @@
-"""The functions that the hand-over gives Read the Docs answer as the queries that they stand in for."""
+"""The hand-over to Read the Docs, followed line by line in a small site with the same names: in each of the four
+phases, and after renaming and deleting, every page and every download is what it is in a site that goes on as ever."""
 
 from __future__ import annotations
 
+import csv
 import datetime
-import random
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db.models import Count, Sum
-from parquet_analytics.demo.analytics.models import PageView
-from parquet_analytics.demo.builds.models import Version
-from parquet_analytics.demo.projects.models import Project
+from parquet_analytics import SampleData
+from parquet_analytics.demo.site import postgresql
 
-from tests import sites
-from tests.sites import export
-from tests.test_docs import EXAMPLES, ROOT
+from tests.archives import Place
+from tests.readthedocs_document import DOCUMENT, Block, blocks
+from tests.services import Postgres, Standby
 
+TESTS = Path(__file__).parent
 TODAY = datetime.datetime.now(datetime.UTC).date()
-SINCE = TODAY - datetime.timedelta(days=30)
+DAYS = 36
+SPECIAL = SampleData(rows_per_day=150, projects=10, growth=0.0, weekly_rhythm=False).special_projects()
+OLD, OTHER, NEW = SPECIAL["largest"], SPECIAL["tiny"], "a-renamed-project"
+TASKS = (
+    "readthedocs.analytics.tasks.export_pageviews_to_parquet",
+    "readthedocs.analytics.tasks.delete_old_page_counts",
+)
 
 
-def archive() -> dict[str, Any]:
-    text = ROOT / "docs" / "readthedocs.md"
-    [code] = [example.code for example in EXAMPLES[text] if "readthedocs/analytics/archive.py" in example.code]
-    names: dict[str, Any] = {}
-    exec(compile(code, str(text), "exec"), names)
-    return names
+def ago(number: int) -> datetime.date:
+    return TODAY - datetime.timedelta(days=number)
 
 
-def top_viewed_pages(project: Project, limit: int, status: int, group_by: str) -> list[tuple[Any, int]]:
-    queryset = PageView.objects.filter(project=project, date__gte=SINCE, status=status)
-    return list(queryset.values_list(group_by).annotate(count=Sum("view_count")).order_by("-count", group_by)[:limit])
+FIRST = ago(DAYS - 1)
 
 
-def page_views_by_date(project: Project) -> dict[str, list[Any]]:
-    days = [SINCE + datetime.timedelta(days=number) for number in range(31)]
-    queryset = PageView.objects.filter(project__slug=project.slug, date__gte=SINCE, status=200).values("date")
-    counts = dict(queryset.annotate(total=Sum("view_count")).values_list("date", "total"))
-    return {"labels": [day.strftime("%d %b") for day in days], "int_data": [counts.get(day) or 0 for day in days]}
+@dataclass
+class Site:
+    """The small site in a folder of its own, with its databases."""
+
+    folder: Path
+    url: str
+    replica: str
+    store: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        shutil.copytree(TESTS / "readthedocs_site", self.folder)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "parquet_analytics.log"
+
+    def run(self, *command: str) -> tuple[int, str]:
+        databases = {"default": postgresql(self.url), "replica": postgresql(self.replica)}
+        environment = os.environ | {
+            "READTHEDOCS_SITE": json.dumps({"DATABASES": databases, "log": str(self.log), "store": self.store}),
+            "DJANGO_SETTINGS_MODULE": "readthedocs.settings.production",
+            "PYTHONPATH": os.pathsep.join([str(self.folder), *(path for path in sys.path if path)]),
+            "PYTHONWARNINGS": "ignore",
+        }
+        done = subprocess.run(
+            [sys.executable, *command], cwd=self.folder, env=environment, capture_output=True, text=True, timeout=240
+        )
+        return done.returncode, done.stdout if done.returncode == 0 else f"{done.stdout}\n{done.stderr}"
+
+    def manage(self, *arguments: str) -> str:
+        code, said = self.run("manage.py", *arguments)
+        assert code == 0, f"manage.py {' '.join(arguments)}: {code}\n{said}"
+        return said
+
+    def probe(self, name: str, *arguments: Any, **how: Any) -> Any:
+        code, said = self.run(str(TESTS / "readthedocs_probe.py"), json.dumps([name, arguments, how]))
+        assert code == 0, f"{name}: {said}"
+        return json.loads(said)
+
+    def follow(self, wanted: Callable[[Block], bool]) -> None:
+        """Puts those of the document's blocks into the site."""
+        chosen = [block for block in blocks() if wanted(block)]
+        assert chosen
+        for block in chosen:
+            block.apply(self.folder)
+
+    def set(self, key: str, value: str | None) -> None:
+        """One key of PARQUET_ANALYTICS; ``None`` takes its line out."""
+        path = self.folder / "readthedocs" / "settings" / "base.py"
+        head, found, rest = path.read_text().partition("    PARQUET_ANALYTICS = {\n")
+        assert found
+        rest = re.sub(rf'        "{key}": .*\n', "", rest)
+        line = "" if value is None else f'        "{key}": {value},\n'
+        path.write_text(head + found + line + rest)
 
 
-def csv_data(project: Project, since: datetime.date, status: int) -> list[tuple[Any, ...]]:
-    """What the view's query gives."""
-    values = ("date", "version__slug", "path", "view_count")
-    queryset = PageView.objects.filter(project=project, date__gte=since, status=status).order_by("-date")
-    return list(queryset.values_list(*values))
+@pytest.fixture
+def databases(postgres: Postgres) -> Iterator[list[str]]:
+    made: list[str] = [postgres.create_database("template0")]
+    yield made
+    for url in made:
+        postgres.drop_database(url)
 
 
-def csv_file(data: Any) -> list[list[Any]]:
-    """What the view makes of them, by its own lines."""
-    csv_data = [[datetime.datetime.strftime(date, "%Y-%m-%d %H:%M:%S"), *rest] for date, *rest in data]
-    csv_data.insert(0, ["Date", "Version", "Path", "Views"])
-    return csv_data
+@pytest.fixture
+def before(tmp_path: Path, databases: list[str]) -> Site:
+    """The site as it is today, which never exports anything."""
+    site = Site(tmp_path / "before", databases[0], databases[0], {})
+    site.manage("makemigrations", "projects", "builds", "analytics")
+    site.manage("migrate")
+    site.probe("load", DAYS)
+    return site
 
 
-def same_file(found: list[list[Any]], wanted: list[list[Any]]) -> bool:
-    """One header, the newest day first, and the same rows each day; within a day there was no order."""
-    assert found[0] == wanted[0]
-    assert [row[0] for row in found] == [row[0] for row in wanted]
-    return sorted(map(repr, found)) == sorted(map(repr, wanted))
+@pytest.fixture
+def site(
+    tmp_path: Path, before: Site, databases: list[str], postgres: Postgres, standby: Standby, place: Place
+) -> Site:
+    """The same site with the same rows, which is going to follow the document."""
+    databases.append(postgres.create_database(before.url.rsplit("/", 1)[1]))
+    standby.catch_up()
+    who = place.s3.admin
+    store = {
+        "bucket_name": place.bucket,
+        "location": place.location,
+        "endpoint_url": place.s3.endpoint_url,
+        "region_name": place.s3.region,
+        "access_key": who.access_key_id,
+        "secret_key": who.secret_access_key,
+        "addressing_style": "path",
+    }
+    site = Site(tmp_path / "after", databases[1], standby.database_url(databases[1]), store)
+    for app in ("projects", "builds", "analytics"):
+        migrations = Path("readthedocs", app, "migrations")
+        shutil.copytree(before.folder / migrations, site.folder / migrations)
+    return site
 
 
-class Before:
-    """What the site's own queries say of a project."""
-
-    def __init__(self, project: Project, since: datetime.date) -> None:
-        self.pages = top_viewed_pages(project, 25, 200, "path")
-        self.not_found = top_viewed_pages(project, 25, 404, "full_path")
-        self.totals = page_views_by_date(project)
-        self.files = {status: csv_file(csv_data(project, since, status)) for status in (200, 404)}
-
-    def check(self, ours: dict[str, Any], project: Project, since: datetime.date, **versions: Any) -> None:
-        slugs = versions.pop("slugs", None)
-        assert ours["top_viewed_paths"](project, **versions) == self.pages
-        assert ours["top_not_found_paths"](project, **versions) == self.not_found
-        assert ours["page_views_by_date"](project, **versions) == self.totals
-        assert len(self.totals["labels"]) == 31
-        for status, wanted in self.files.items():
-            rows = ours["csv_rows"](project, since, status, slugs=slugs, **versions)
-            assert same_file(csv_file(rows), wanted)
+def phase(number: int, row: str) -> str:
+    """A cell of the table of the four phases."""
+    text = DOCUMENT.read_text().partition("## Four phases")[2]
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {row} |")]
+    return line.split("|")[1 + number]
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_dashboard_shows_what_it_showed(site_database: str, tmp_path: Path, seed: int) -> None:
-    days = [TODAY - datetime.timedelta(days=number) for number in (40, 31, 30, 29, 12, 5, 1, 0)]
-    sites.insert(*days)
-    ours = archive()
-    projects = [Project.objects.get(slug=slug) for slug in {*sites.SAMPLE.special_projects().values()}]
-    before = {project.pk: Before(project, days[0]) for project in projects}
-    with sites.archive(tmp_path, ALLOW_LOCAL_DELETE=True, HOT_DAYS=3, LOOKBACK_DAYS=2):
-        for day in random.Random(seed).sample(days[:-1], 5):
-            assert export("--date", str(day), "--delete-after-export", "--allow-empty")[0] == 0
-        for project in projects:
-            before[project.pk].check(ours, project, days[0])
-    assert sum(len(each.pages) for each in before.values()) > 25
-    assert any(each.not_found for each in before.values())
+def commands(number: int, row: str, day: datetime.date) -> list[list[str]]:
+    """The commands in a cell, about a day of this site."""
+    found = re.findall(r"`manage\.py ([^`]+)`", phase(number, row))
+    assert found
+    return [re.sub(r"\d{4}-\d\d-\d\d|\bDAY\b", str(day), command).split() for command in found]
 
 
-def test_a_project_that_was_renamed_keeps_its_history(site_database: str, tmp_path: Path) -> None:
-    days = [TODAY - datetime.timedelta(days=number) for number in (20, 12, 5, 1)]
-    sites.insert(*days)
-    ours = archive()
-    renamed, other = Project.objects.order_by("pk")[:2]
-    before = {project.pk: Before(project, days[0]) for project in (renamed, other)}
-    with sites.archive(tmp_path, ALLOW_LOCAL_DELETE=True, HOT_DAYS=3, LOOKBACK_DAYS=2):
-        for number, day in enumerate(days):
-            assert export("--date", str(day), "--delete-after-export")[0] == 0
-            if number == 1:
-                # And its slug passes to another project.
-                slug = renamed.slug
-                Project.objects.filter(pk=renamed.pk).update(slug="renamed")
-                Project.objects.filter(pk=other.pk).update(slug=slug)
-        for project in Project.objects.filter(pk__in=before):
-            before[project.pk].check(ours, project, days[0])
+def is_dashboard(block: Block) -> bool:
+    return block.file.endswith(("archive.py", "models.py", "private.py"))
 
 
-def test_deleted_and_renamed_versions_are_answered_in_both_ways(site_database: str, tmp_path: Path) -> None:
-    days = [TODAY - datetime.timedelta(days=number) for number in (12, 5, 1)]
-    sites.insert(*days)
-    ours = archive()
-    version = Version.objects.annotate(views=Count("page_views")).order_by("-views", "pk")[0]
-    project = version.project
-    [*others] = Version.objects.filter(project=project).exclude(pk=version.pk)
-    assert others
-    whole = Before(project, days[0])
-    with sites.archive(tmp_path, ALLOW_LOCAL_DELETE=True, HOT_DAYS=3, LOOKBACK_DAYS=2):
-        for day in days:
-            assert export("--date", str(day))[0] == 0
-        Version.objects.filter(pk=others[0].pk).update(slug="renamed")
-        version.delete()
-        # What was viewed, under the names of then.
-        whole.check(ours, project, days[0])
-        # What the site says now, which has lost the deleted version's views.
-        now = Before(project, days[0])
-        assert now.files != whole.files
-        versions = Version.objects.filter(project=project)
-        now.check(ours, project, days[0], versions=versions, slugs=dict(versions.values_list("pk", "slug")))
+def compare(before: Site, site: Site) -> int:
+    """Every page and download of the two; gives the number of rows in them."""
+    ours, theirs = site.probe("show"), before.probe("show")
+    assert list(ours) == list(theirs)
+    rows = 0
+    for slug, expected in theirs.items():
+        shown = ours[slug]
+        assert shown["page_data"] == expected["page_data"], slug
+        for name in ("top_pages_200", "top_pages_404"):
+            pages = [list(map(tuple, found[name])) for found in (shown, expected)]
+            assert [count for *_, count in pages[0]] == [count for *_, count in pages[1]], (slug, name)
+            # Those with as few views as the last one are some of several.
+            sure = [{page for page in found if page[2] > found[-1][2]} for found in pages]
+            assert sure[0] == sure[1], (slug, name)
+            assert len(pages[0]) < 25 or len(sure[0]) > 1
+        for status in ("200", "404"):
+            ours_csv, theirs_csv = (list(csv.reader(found[status].splitlines())) for found in (shown, expected))
+            assert ours_csv[0] == theirs_csv[0] == ["Date", "Version", "Path", "Views"]
+            assert [row[0] for row in ours_csv] == [row[0] for row in theirs_csv], (slug, status)
+            assert Counter(map(tuple, ours_csv)) == Counter(map(tuple, theirs_csv)), (slug, status)
+            rows += len(ours_csv) - 1
+    return rows
+
+
+@pytest.mark.timeout(900)
+def test_the_hand_over_changes_no_page_and_no_download(before: Site, site: Site, standby: Standby) -> None:
+    # Before the first phase.
+    site.follow(lambda block: "/settings/" in block.file)
+    site.manage("migrate")
+    standby.catch_up()
+    code, said = site.run("manage.py", "parquet_analytics", "doctor")
+    assert code != 0
+    assert "deletes page views whether or not they are exported" in said
+    site.follow(lambda block: block.file.endswith("tasks.py"))
+    for command in re.findall(r"`manage\.py ([^`]+)`", DOCUMENT.read_text().partition("## Four phases")[2][:900])[:3]:
+        site.manage(*command.split())
+    site.manage("check", "--settings", "readthedocs.settings.docker_compose")
+    rows = compare(before, site)
+    assert rows > 4_000
+
+    # 1. Export: nothing leaves the table, whichever task runs.
+    for command in commands(1, "do", FIRST):
+        site.manage(*command)
+    for command in commands(1, "evidence", FIRST):
+        site.manage(*command)
+    assert site.probe("work") == str(FIRST)
+    assert site.probe("work", *TASKS) == str(FIRST)
+    assert compare(before, site) == rows
+
+    # 2. Shadow
+    assert '`"SHADOW": True`' in phase(2, "do")
+    site.set("SHADOW", "True")
+    site.follow(is_dashboard)
+    site.log.write_text("")
+    assert compare(before, site) == rows
+    told = site.log.read_text()
+    assert "compared, 0 different, 0 failed" in told
+    assert "answers differently" not in told
+    assert "could not be compared" not in told
+    site.manage("test", "readthedocs", "--settings", "readthedocs.settings.test")
+
+    # 3. Answer
+    assert '`"SHADOW": False`' in phase(3, "do")
+    site.set("SHADOW", "False")
+    site.log.write_text("")
+    assert compare(before, site) == rows
+    for each in (before, site):
+        each.probe("rename", OLD, NEW, OTHER)
+    standby.catch_up()
+    assert compare(before, site) == rows
+
+    # 4. Let go
+    for days in ("3", None):
+        site.set("HOT_DAYS", days)
+        assert site.probe("work") == str(ago(3))
+        standby.catch_up()
+        assert compare(before, site) == rows
+    assert before.probe("oldest") == str(FIRST)
+    for command in commands(4, "evidence", FIRST):
+        said = site.manage(*command)
+        assert "deleted" in said
+    for each in (before, site):
+        each.probe("delete", NEW)
+    standby.catch_up()
+    fewer = compare(before, site)
+    assert fewer < rows
+
+    # Versions that are gone, for whoever wants them: of the days that were exported.
+    last = str(ago(4))
+    truth = before.probe("kept", NEW, str(FIRST), last)
+    found = [row for row in site.probe("archived", NEW, str(FIRST), deleted_versions=True) if row[0] <= last]
+    assert Counter((day, path, views) for day, _, path, views in found) == Counter(
+        (day, path, views) for day, _, path, views in truth
+    )
+    assert "renamed" in {slug for _, slug, *_ in found}
+    as_exported = [
+        row for row in site.probe("archived", NEW, str(FIRST), deleted_versions=True, old_slugs=True) if row[0] <= last
+    ]
+    assert Counter((day, path, views) for day, _, path, views in as_exported) == Counter(
+        (day, path, views) for day, _, path, views in found
+    )
+    assert "renamed" not in {slug for _, slug, *_ in as_exported}
+    [without], [whole] = site.probe("sums", NEW)
+    assert without < whole
+
+    # The way back
+    value = re.search(r'`"HOT_DAYS": (\S+)`', phase(4, "way back"))
+    assert value is not None
+    site.set("HOT_DAYS", value[1])
+    for command in commands(4, "way back", ago(10)):
+        site.manage(*command)
+    # A download of everything there is, of a project that is twelve years old.
+    for each in (before, site):
+        each.probe("age", NEW, 4_400)
+    standby.catch_up()
+    assert compare(before, site) > fewer
+    warnings = [line for line in site.log.read_text().splitlines() if "cannot be asked" in line]
+    assert warnings == []
+
+
+def test_a_test_settings_file_without_the_storage_says_what_is_missing(before: Site) -> None:
+    before.follow(lambda block: "settings/test.py" not in block.file)
+    code, said = before.run("manage.py", "check", "--settings", "readthedocs.settings.test")
+    assert code != 0
+    assert "parquet_analytics.E007" in said
+    before.follow(lambda block: "settings/test.py" in block.file)
+    before.manage("check", "--settings", "readthedocs.settings.test")
+    before.manage("test", "readthedocs", "--settings", "readthedocs.settings.test")
+
+
+def test_the_policy_is_about_the_bucket_and_the_folders_of_the_settings() -> None:
+    text = DOCUMENT.read_text()
+    [policy] = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    [bucket] = set(re.findall(r'"bucket_name": "([\w-]+)"', text))
+    arn = f"arn:aws:s3:::{bucket}"
+    allowed = {}
+    for statement in policy["Statement"]:
+        assert statement["Effect"] == "Allow"
+        actions, resources = statement["Action"], statement["Resource"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            allowed[action] = [resources] if isinstance(resources, str) else resources
+    assert allowed == {
+        "s3:ListBucket": [arn],
+        "s3:GetObject": [f"{arn}/*"],
+        "s3:PutObject": [f"{arn}/*"],
+        "s3:DeleteObject": [f"{arn}/analytics/pageviews/{folder}/*" for folder in ("project", "org")],
+    }
+
+
+def test_every_block_says_where_it_belongs_and_none_is_left_over() -> None:
+    found = blocks()
+    assert len(found) >= 14
+    assert [block.line for block in found if not block.code.strip()] == []
+    assert {block.file for block in found if is_dashboard(block)} >= {
+        "readthedocs/analytics/archive.py",
+        "readthedocs/analytics/models.py",
+        "readthedocs/projects/views/private.py",
+    }
+    taken = [is_dashboard(block) + ("/settings/" in block.file) + block.file.endswith("tasks.py") for block in found]
+    assert set(taken) == {1}
