@@ -1,5 +1,5 @@
-//! The footer of one version of a file: parsed, and proven to describe a page-view file of this format
-//! whose row groups and pages lie where they can lie. Bytes come from outside and may be anything;
+//! The footer of one version of a file: parsed, and proven to describe a page-view file of this format, of the day
+//! that its key says, whose row groups and pages lie where they can lie. Bytes come from outside and may be anything;
 //! whatever is wrong with them is an [`Error::CorruptFile`] that names the key.
 
 pub(crate) mod shape;
@@ -21,7 +21,7 @@ use parquet::file::page_index::column_index::ColumnIndexMetaData;
 use parquet::file::statistics::Statistics;
 
 use crate::error::{Error, Result};
-use crate::keys::Day;
+use crate::keys::{Day, day_of};
 use crate::plan::GroupPlan;
 use crate::schema;
 
@@ -62,7 +62,7 @@ pub(crate) enum Parsed {
 impl Footer {
     /// Reads the footer out of the last bytes of an object, which begin at `offset`.
     pub(crate) fn parse(key: &str, etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<Parsed> {
-        let read = || read(key, etag, size, offset, bytes);
+        let read = || read(day_of(key), etag, size, offset, bytes);
         // The parquet crate has assertions that only damaged files violate.
         let read = catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err("its footer is damaged".into()));
         read.map_err(|error| Error::corrupt(key, error))
@@ -164,7 +164,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-fn read(key: &str, etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<Parsed, Fault> {
+fn read(day: Option<Day>, etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<Parsed, Fault> {
     let Some((rest, tail)) = bytes.len().checked_sub(TAIL).map(|at| bytes.split_at(at)) else {
         return Err(format!("it has {size} bytes, fewer than any Parquet file").into());
     };
@@ -186,7 +186,6 @@ fn read(key: &str, etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<
     }
     let metadata = ParquetMetaDataReader::decode_metadata(&rest[at..])?;
     check_format(&metadata)?;
-    check_day(key, &metadata)?;
     check_groups(&metadata, size)?;
     let mut index: Option<Range<u64>> = None;
     let mut total = 0;
@@ -219,6 +218,9 @@ fn read(key: &str, etag: &str, size: u64, offset: u64, bytes: &Bytes) -> Result<
         ArrowReaderOptions::new().with_skip_arrow_metadata(true),
     )?;
     check_columns(&reader)?;
+    if let Some(day) = day {
+        check_day(reader.metadata(), day)?;
+    }
     let metadata = Arc::clone(reader.metadata());
     Ok(Parsed::Footer(Footer {
         etag: etag.to_owned(),
@@ -277,36 +279,6 @@ fn with_page_index(
     }
 }
 
-/// An object that was copied to another day's key is not that day: what it says of itself, and what its rows' dates are, is held against
-/// the key.
-fn check_day(key: &str, metadata: &ParquetMetaData) -> Result<(), Fault> {
-    let Some(day) = Day::of_key(key) else {
-        return Ok(());
-    };
-    let other = |said: &str| Fault(format!("its key is of {day}, and it says that it is of {said}"));
-    let pairs = metadata.file_metadata().key_value_metadata().into_iter().flatten();
-    for said in pairs
-        .filter(|pair| pair.key == schema::meta::DAY)
-        .filter_map(|pair| pair.value.as_deref())
-    {
-        if said != day.to_string() {
-            return Err(other(&said.chars().take(20).collect::<String>()));
-        }
-    }
-    let dates = metadata.row_groups().iter().flat_map(RowGroupMetaData::columns);
-    for column in dates.filter(|column| column.column_path().string() == schema::DATE) {
-        let Some(Statistics::Int32(dates)) = column.statistics() else {
-            continue;
-        };
-        let found = [dates.min_opt(), dates.max_opt()].into_iter().flatten();
-        if let Some(date) = found.copied().find(|date| *date != day.to_date32()) {
-            let shown = Day::from_date32(date).map_or_else(|| "no day".to_owned(), |day| day.to_string());
-            return Err(Fault(format!("its key is of {day}, and it holds rows of {shown}")));
-        }
-    }
-    Ok(())
-}
-
 fn check_format(metadata: &ParquetMetaData) -> Result<(), Fault> {
     let pairs = metadata.file_metadata().key_value_metadata();
     let format = pairs
@@ -324,6 +296,37 @@ fn check_format(metadata: &ParquetMetaData) -> Result<(), Fault> {
         Some(_) => Err(format!("its metadata {} is not a format number", schema::meta::FORMAT).into()),
         None => Err(format!("its metadata lacks {}, so another program wrote it", schema::meta::FORMAT).into()),
     }
+}
+
+/// An object that was copied to another day's key would count as that day: neither may the file say another day of
+/// itself, nor the statistics of its rows.
+fn check_day(metadata: &ParquetMetaData, day: Day) -> Result<(), Fault> {
+    let of_another = |what: &str, other: &str| {
+        let other: String = other.chars().take(20).collect();
+        Err(format!("{what} of {other}, and its key is that of {day} (was it copied or renamed?)").into())
+    };
+    let pairs = metadata.file_metadata().key_value_metadata();
+    let said = pairs
+        .into_iter()
+        .flatten()
+        .find(|pair| pair.key == schema::meta::DAY)
+        .and_then(|pair| pair.value.as_deref());
+    if let Some(other) = said.filter(|said| *said != day.to_string()) {
+        return of_another("it says that it is", other);
+    }
+    let column = schema::pageviews().index_of(schema::DATE).unwrap_or(usize::MAX);
+    for group in metadata.row_groups() {
+        let Some(Statistics::Int32(dates)) = group.columns().get(column).and_then(ColumnChunkMetaData::statistics)
+        else {
+            continue;
+        };
+        let bounds = [dates.min_opt(), dates.max_opt()].into_iter().flatten();
+        if let Some(other) = bounds.copied().find(|date| *date != day.to_date32()) {
+            let other = Day::from_date32(other).map_or_else(|| "no day".to_owned(), |other| other.to_string());
+            return of_another("it holds rows", &other);
+        }
+    }
+    Ok(())
 }
 
 /// Exactly the ten columns, with the right types, in order.

@@ -65,12 +65,6 @@ impl Day {
         Self::new(date).ok()
     }
 
-    /// The day of a file or copy, by its key's name.
-    pub fn of_key(key: &str) -> Option<Self> {
-        let (_, name) = key.rsplit_once('/')?;
-        name.strip_prefix("pageviews_")?.strip_suffix(".parquet")?.parse().ok()
-    }
-
     /// Every day from `since` to `until`, both included.
     pub fn range(since: Self, until: Self) -> impl DoubleEndedIterator<Item = Self> {
         (since.to_date32()..=until.to_date32()).filter_map(Self::from_date32)
@@ -163,6 +157,12 @@ pub enum Scope {
     Day,
     Project(Slug),
     Organization(Slug),
+}
+
+/// The day that a key says its file is of, a day's or a copy; `None` for other objects.
+pub fn day_of(key: &str) -> Option<Day> {
+    let (_, name) = key.rsplit_once('/')?;
+    name.strip_prefix("pageviews_")?.strip_suffix(".parquet")?.parse().ok()
 }
 
 /// The folder below which all keys live, without leading or trailing slash; may be empty.

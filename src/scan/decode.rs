@@ -5,10 +5,12 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use arrow::array::{Array, BooleanArray, Int16Array, Int32Array, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::array::{
+    Array, AsArray, BooleanArray, Int16Array, Int32Array, RecordBatch, RecordBatchOptions, StringArray,
+};
 use arrow::buffer::BooleanBuffer;
 use arrow::compute::filter_record_batch;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Date32Type, SchemaRef};
 use arrow::error::ArrowError;
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, RowSelection, RowSelector};
@@ -21,6 +23,7 @@ use super::pages::{self, Group};
 use crate::engine::Batches;
 use crate::error::{Error, Result};
 use crate::footer::{Footer, rows};
+use crate::keys::Day;
 use crate::plan::{Filter, GroupPlan};
 use crate::schema;
 
@@ -204,6 +207,9 @@ impl Decoder {
                 continue;
             };
             let batch = batch.map_err(|error| self.corrupt(error))?;
+            if !all_of_day(&batch, self.part.object.day) {
+                return Err(self.corrupt("it holds rows of another day"));
+            }
             self.left = self.left.saturating_sub(batch.num_rows() as u64);
             context.count(|counters| &counters.rows_decoded, batch.num_rows() as u64);
             let passed =
@@ -327,6 +333,14 @@ pub(super) fn open(
         pages::batch_rows(metadata, plan, columns, batch_rows),
         Some(selected.into()),
     )
+}
+
+/// Whether every row of a batch is of the day, as far as it was read.
+fn all_of_day(batch: &RecordBatch, day: Day) -> bool {
+    let dates = batch
+        .column_by_name(schema::DATE)
+        .and_then(|dates| dates.as_primitive_opt::<Date32Type>());
+    dates.is_none_or(|dates| dates.values().iter().all(|date| *date == day.to_date32()))
 }
 
 /// The rows of a decoded batch that pass.

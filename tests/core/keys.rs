@@ -1,4 +1,4 @@
-use parquet_analytics::keys::{Day, Prefix, Scope, Slug};
+use parquet_analytics::keys::{Day, Prefix, Scope, Slug, day_of};
 
 #[test]
 fn a_day_is_exactly_ten_characters_and_exists() {
@@ -48,6 +48,30 @@ fn a_slug_that_could_leave_its_folder_is_refused() {
     for text in ["docs", "日本語", "a.b", "a_b-c", "a b", "é"] {
         assert!(text.parse::<Slug>().is_ok(), "{text:?} was refused");
     }
+}
+
+#[test]
+fn a_key_says_which_day_its_file_is_of() {
+    let day = "2026-07-01".parse().unwrap();
+    for scope in [
+        Scope::Day,
+        Scope::Project("docs".parse().unwrap()),
+        Scope::Organization("acme".parse().unwrap()),
+    ] {
+        for prefix in [Prefix::default(), "".parse().unwrap()] {
+            assert_eq!(day_of(&prefix.key(&scope, day)), Some(day));
+        }
+    }
+    for key in [
+        "a/pageviews_2026-07.parquet",
+        "a/pageviews_2026-13-01.parquet",
+        "a/b",
+        "k",
+        "",
+    ] {
+        assert_eq!(day_of(key), None, "{key}");
+    }
+    assert_eq!(day_of(&Prefix::default().erased_key()), None);
 }
 
 #[test]
