@@ -25,7 +25,7 @@ __all__ = ["connect", "erase_pending", "erase_pending_or_log", "hidden_projects"
 # Older ones change only by being taken back.
 _SETTLED = datetime.timedelta(hours=1)
 _REMEMBERED_SECONDS = 60.0
-_remembered: dict[tuple[str, ...], tuple[float, list[int]]] = {}
+_remembered: dict[tuple[str, ...], tuple[float | None, list[int]]] = {}
 
 _log = logging.getLogger("parquet_analytics.django")
 
@@ -119,22 +119,19 @@ def _send() -> None:
 def hidden_projects() -> list[int]:
     """The ids of the projects that the ledger calls erased: whether or not the list in the store is told yet, still has
     them, and can be asked. New ones at once; those that are an hour old are remembered for a minute."""
-    # Twice as far back, so that none is too old for this and too new for what is remembered.
-    recent = erasures().filter(Q(recorded_at__isnull=True) | Q(recorded_at__gt=days.now() - 2 * _SETTLED), **FITTING)
-    return sorted({*recent.values_list("project_id", flat=True), *_settled()})
-
-
-def _settled() -> list[int]:
     alias = router.db_for_write(Erasure)
     about = connections[alias].settings_dict
     database = (alias, *(str(about.get(name, "")) for name in ("ENGINE", "HOST", "PORT", "NAME")))
-    asked, found = _remembered.get(database, (0.0, None))
-    if found is None or time.monotonic() - asked > _REMEMBERED_SECONDS:
-        asked = time.monotonic()
-        old = erasures().filter(recorded_at__lte=days.now() - _SETTLED, **FITTING)
-        found = list(old.values_list("project_id", flat=True))
-        _remembered[database] = asked, found
-    return found
+    erased = erasures().filter(**FITTING)
+    asked, settled = _remembered.get(database, (None, []))
+    if asked is not None and time.monotonic() - asked <= _REMEMBERED_SECONDS:
+        # Twice as far back, so that none is too old for this and too new for what is remembered.
+        recent = erased.filter(Q(recorded_at__isnull=True) | Q(recorded_at__gt=days.now() - 2 * _SETTLED))
+        return sorted({*recent.values_list("project_id", flat=True), *settled})
+    asked, before = time.monotonic(), days.now() - _SETTLED
+    every = list(erased.values_list("project_id", "recorded_at"))
+    _remembered[database] = asked, [project for project, at in every if at is not None and at <= before]
+    return sorted(project for project, _ in every)
 
 
 def unerase(project_ids: Iterable[int], *, accept_moved_database: bool = False) -> list[int]:

@@ -108,6 +108,7 @@ impl Stored {
             project_id: Some(10),
             statuses: Some(vec![200, 404]),
             versions: Some(vec![None, Some(1)]),
+            any_project: Some(vec![10, 11]),
             hidden: vec![11],
         };
         self.read(few, &[5, 7])?;
