@@ -291,6 +291,7 @@ fn a_pooler_serves_counts_and_exports_at_once_and_keeps_none_of_their_settings()
             "transaction_read_only",
             "transaction_isolation",
             "client_connection_check_interval",
+            "idle_in_transaction_session_timeout",
         ] {
             let value = client.run(&format!("SELECT current_setting('{name}', true)"));
             settings.entry(name.to_owned()).or_default().extend(value);
@@ -302,7 +303,12 @@ fn a_pooler_serves_counts_and_exports_at_once_and_keeps_none_of_their_settings()
     assert_ne!(pids[0], pids[1]);
     assert_eq!(settings["transaction_isolation"], ["read committed", "read committed"]);
     assert_eq!(settings["transaction_read_only"], ["off", "off"]);
-    for name in ["statement_timeout", "lock_timeout", "client_connection_check_interval"] {
+    for name in [
+        "statement_timeout",
+        "lock_timeout",
+        "client_connection_check_interval",
+        "idle_in_transaction_session_timeout",
+    ] {
         assert!(
             settings[name].iter().all(|value| value == "0"),
             "{name}: {:?}",

@@ -141,9 +141,10 @@ impl<'a> Snapshot<'a> {
              {ALL_ROWS}
              SET LOCAL statement_timeout = {0};
              SET LOCAL lock_timeout = {1};
-             SET LOCAL idle_in_transaction_session_timeout = {0};",
+             SET LOCAL idle_in_transaction_session_timeout = {2};",
             milliseconds(options.statement_timeout),
             milliseconds(options.lock_timeout),
+            milliseconds(patience(options)),
             session = options.session(),
         );
         if is(7)? {
@@ -310,12 +311,20 @@ impl<'a> Session<'a> {
     }
 }
 
+/// How long server and client wait for each other at most; zero for ever.
+fn patience(options: &PostgresOptions) -> Duration {
+    match options.statement_timeout {
+        Duration::ZERO => Duration::ZERO,
+        timeout => timeout + GRACE,
+    }
+}
+
 /// The server ends a statement at `statement_timeout`; when nothing is heard of that either, it is gone.
 async fn in_time<T>(options: &PostgresOptions, doing: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    if options.statement_timeout.is_zero() {
+    let limit = patience(options);
+    if limit.is_zero() {
         return work.await;
     }
-    let limit = options.statement_timeout + GRACE;
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
         Err(Error::Database {
             message: format!(
@@ -486,16 +495,23 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
             let retryable = !refused_by_pooler
                 && (matches!(
                     code,
-                    "25P03" | "25P04" | "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "57014"
+                    "25P03" | "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "57014"
                 ) || code.starts_with("53")
                     || code.starts_with("08"));
             let advice = match code {
                 "57014" => "; raise statement_timeout, or find out what slows the database down",
-                "25P03" => {
-                    "; a role, a database or a pooler sets idle_in_transaction_session_timeout, raise it for this user"
+                "25P04" => {
+                    "; transaction_timeout has ended it: ALTER ROLE ... SET transaction_timeout = 0 for this user, or raise it"
                 }
-                "25P04" => "; a role or a database sets transaction_timeout, raise it for this user",
-                "57P05" => "; a role or a database sets idle_session_timeout, raise it for this user, or try again",
+                "25P03" => {
+                    "; idle_in_transaction_session_timeout has ended it, because this process was slow: try again later, and if it goes on, \
+                     ALTER ROLE ... SET idle_in_transaction_session_timeout = 0 for this user, or raise statement_timeout"
+                }
+                "57P05" => {
+                    "; idle_session_timeout has ended it in a pause: ALTER ROLE ... SET idle_session_timeout = 0 for this user, or make pauses \
+                     shorter, and run it again"
+                }
+                "57P01" => "; the server is being stopped, or somebody used pg_terminate_backend; try again later",
                 "55P03" => "; somebody holds a lock on the table, try again later",
                 "28P01" | "28000" => "; check user, password and pg_hba.conf",
                 "3D000" => "; check the database's name",
@@ -531,10 +547,14 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
         sqlx::Error::Io(error) => {
             // rustls reports what it thinks of a certificate as an I/O error.
             let certificate = error.kind() == std::io::ErrorKind::InvalidData;
+            // In the middle of a COPY sqlx waits for more after the server's last words, and loses them.
             let advice = if certificate {
                 "check sslmode, sslrootcert and the host's name"
-            } else {
+            } else if doing == CONNECTING {
                 "is the server running and reachable?"
+            } else {
+                "the log of the server, or of the pooler in between, says why: a restart, pg_terminate_backend, or a timeout of this user's \
+                 (transaction_timeout, idle_in_transaction_session_timeout, idle_session_timeout); try again later"
             };
             Error::Database {
                 message: format!("{server} could not be reached or went away while {doing}: {error}; {advice}"),
@@ -545,6 +565,25 @@ pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
         sqlx::Error::Configuration(_) => Error::configuration(format!(
             "the connection settings for {server} are not usable; check the certificates' files"
         )),
+        // sqlx gives up such a message with all that is in it, its SQLSTATE too.
+        sqlx::Error::Protocol(why) if why.contains("non-UTF-8") => Error::Database {
+            message: format!(
+                "{server} refused {doing} as user {:?} in words that are not UTF-8, so that not even their code can be read; the server's log \
+                 has them. While connecting it is mostly a wrong password, user or database, or pg_hba.conf. \
+                 With lc_messages = 'C', or one in UTF-8, they can be read",
+                target.user()
+            ),
+            sqlstate: None,
+            retryable: false,
+        },
+        // What is said before a session begins is about logging in.
+        error if doing == CONNECTING => Error::Database {
+            message: format!(
+                "{doing} to {server} failed: {error}; check host and port, user, password and pg_hba.conf"
+            ),
+            sqlstate: None,
+            retryable: false,
+        },
         error => Error::Database {
             message: format!("{doing} at {server} failed: {error}"),
             sqlstate: None,
