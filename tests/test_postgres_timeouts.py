@@ -1,5 +1,5 @@
-"""Timeouts that a role has for its web requests, and words that are no UTF-8: an export sets what it may set for itself,
-and what ends it all the same is told by name."""
+"""Timeouts that a role has for its web requests, and words that are no UTF-8: an export sets what it may set for
+itself, and what ends it all the same is told by name."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_an_older_server_does_not_know_all_of_them(place: Place, postgres: Postg
         execute(postgres.url, "ALTER ROLE postgres RESET idle_in_transaction_session_timeout")
 
 
-def test_a_connection_that_ends_in_a_pause_is_told_by_name_and_the_next_run_goes_on(place: Place, site: Site) -> None:
+def test_a_connection_that_ends_in_a_pause_is_made_anew(place: Place, site: Site) -> None:
     exporter = place.exporter(site.url)
     exporter.export_daily_pageviews(DAY)
     site.set(idle_session_timeout="200ms")
