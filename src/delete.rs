@@ -100,6 +100,8 @@ pub struct Deleted {
     pub day: Day,
     pub key: String,
     pub etag: String,
+    /// Of the file, which says which rows the database still has.
+    pub bytes: u64,
     pub deleted: u64,
     /// What the database still has of the day. `unchanged` are rows that somebody else had locked.
     pub rest: Differences,
@@ -160,6 +162,7 @@ pub fn delete(
             day,
             key: stored.key.clone(),
             etag: stored.etag.clone(),
+            bytes: stored.bytes.len() as u64,
             deleted,
             rest,
             batches,

@@ -228,10 +228,10 @@ class ParquetAnalyticsExporter:
         deleted, changed or left without the row that they refer to (foreign keys with ``CASCADE``, ``SET NULL`` or
         ``SET DEFAULT``, or that are not enforced), triggers and rules on ``DELETE``.
 
-        The result has ``date``, ``key``, ``etag``, ``deleted``, ``changed``, ``late`` and ``busy`` (rows that the
-        database keeps because they changed, are not in the file, or were locked by somebody else), ``changed_ids``,
-        ``late_ids`` and ``busy_ids`` (the first 1,000), ``left`` (rows that no file can hold), ``batches`` and
-        ``seconds``.
+        The result has ``date``, ``key``, ``etag`` and ``bytes`` (of the file, which says which rows are left),
+        ``deleted``, ``changed``, ``late`` and ``busy`` (rows that the database keeps because they changed, are not in
+        the file, or were locked by somebody else), ``changed_ids``, ``late_ids`` and ``busy_ids`` (the first 1,000),
+        ``left`` (rows that no file can hold), ``batches`` and ``seconds``.
 
         :class:`DeletionRefused` when it is not certain that the rows are safe: a local or in-memory store (unless
         ``allow_local_delete``), a store that ignores conditional writes, a day that is not over, a version that was

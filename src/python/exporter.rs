@@ -574,6 +574,7 @@ pub fn delete_day<'py>(
     result.set_item("date", day.to_string())?;
     result.set_item("key", &deleted.key)?;
     result.set_item("etag", &deleted.etag)?;
+    result.set_item("bytes", deleted.bytes)?;
     result.set_item("deleted", deleted.deleted)?;
     for (name, ids) in [
         ("changed", &deleted.rest.changed),

@@ -275,7 +275,7 @@ def _delete_day(
                 max_replica_lag=settings.DELETE_MAX_REPLICA_LAG,
                 progress=tick,
             )
-            run.etag = result["etag"]
+            run.etag, run.bytes = result["etag"], result["bytes"]
             run.deleted, run.changed, run.late = result["deleted"], result["changed"], result["late"]
             run.left = result["left"]
             run.state = Run.State.DELETED

@@ -143,10 +143,19 @@ def _state(run: Run) -> str:
 def _rewritten(
     verified: dict[datetime.date, Run], location: str, since: datetime.date, until: datetime.date
 ) -> dict[datetime.date, Run]:
-    """The last erasure of each day whose file was written without some rows after its export."""
-    found = runs().filter(kind=Run.Kind.ERASE, state=Run.State.DONE, location=location)
-    found = found.filter(day__gte=since, day__lte=until).order_by("id")
-    return {run.day: run for run in found if run.day in verified and run.pk > verified[run.day].pk}
+    """What the file of each day holds that was written after its export: without some rows by an erasure, or with what
+    a deletion says in it."""
+    found = runs().filter(kind__in=[Run.Kind.ERASE, Run.Kind.DELETE], state__in=[Run.State.DONE, Run.State.DELETED])
+    found = found.filter(location=location, day__gte=since, day__lte=until).order_by("id")
+    written: dict[datetime.date, Run] = {}
+    for run in found:
+        if run.day not in verified or run.pk < verified[run.day].pk:
+            continue
+        if run.kind == Run.Kind.DELETE:
+            before = written.get(run.day, verified[run.day])
+            run.rows, run.views, run.bytes = before.rows, before.views, run.bytes or before.bytes
+        written[run.day] = run
+    return written
 
 
 def _first_known(location: str) -> datetime.date | None:
