@@ -237,7 +237,7 @@ pub fn differs(how: Stale, found: Option<&Identity>, stored: &StoredDay, from: &
             "has another history (it was promoted, is a clone, or was restored to an earlier moment) than the one that"
         }
         Stale::OtherTable => "is another table than the one that",
-        Stale::OtherDatabase | Stale::Older => "is another database, not the database that",
+        Stale::OtherDatabase | Stale::Older => "is another database: it is not the database that",
     };
     format!(
         "{what} {} was exported from ({from}: {}; this is {})",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from parquet_analytics.django import outages
 from parquet_analytics.exceptions import ConfigurationError
 
 __all__ = ["Seen", "connection_string", "seen_by"]
@@ -79,32 +80,27 @@ class Seen(NamedTuple):
     """Those of the tables that no other connection can see."""
 
 
+@outages.asking
 def seen_by(alias: str, tables: list[str | None]) -> Seen:
     """What a site does to its connections when they are made (a search path, a role, a temporary table) decides what it
     sees, so its own connection is asked.
 
     :raises ConfigurationError: when a policy hides rows from it.
     """
-    from django.db import InterfaceError, OperationalError, connections
-
-    from parquet_analytics.django import outages
+    from django.db import connections
 
     connection = connections[alias]
     names = [None if table is None else connection.ops.quote_name(table) for table in tables]
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT given.name, c.oid::bigint, n.nspname, c.relpersistence, row_security_active(c.oid)"
-                " FROM unnest(%s::text[]) AS given(name) JOIN pg_class c ON c.oid = to_regclass(given.name)"
-                " JOIN pg_namespace n ON n.oid = c.relnamespace",
-                [[name for name in names if name is not None]],
-            )
-            found = {name: about for name, *about in cursor.fetchall()}
-            cursor.execute("SELECT current_user::text, session_user::text")
-            user, login = cursor.fetchone()
-    except (OperationalError, InterfaceError) as error:
-        connection.close_if_unusable_or_obsolete()
-        raise outages.converted(error) from error
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT given.name, c.oid::bigint, n.nspname, c.relpersistence, row_security_active(c.oid)"
+            " FROM unnest(%s::text[]) AS given(name) JOIN pg_class c ON c.oid = to_regclass(given.name)"
+            " JOIN pg_namespace n ON n.oid = c.relnamespace",
+            [[name for name in names if name is not None]],
+        )
+        found = {name: about for name, *about in cursor.fetchall()}
+        cursor.execute("SELECT current_user::text, session_user::text")
+        user, login = cursor.fetchone()
     hidden = sorted(name for name, about in found.items() if about[3])
     if hidden:
         raise ConfigurationError(
