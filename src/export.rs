@@ -133,8 +133,13 @@ impl Export<'_> {
                 ended => {
                     // Whoever looked for copies of an erased project may have done so before these were there.
                     copied_before.retain(|scope| !self.copied.contains(scope));
-                    drop_stale_copies(self.store, &self.options.prefix, self.day, &copied_before, self.cancel)?;
-                    return ended;
+                    if copied_before.is_empty() {
+                        return ended;
+                    }
+                    let dropped =
+                        drop_stale_copies(self.store, &self.options.prefix, self.day, &copied_before, self.cancel);
+                    // What became of the day is told first.
+                    return ended.and_then(|exported| dropped.map(|_| exported));
                 }
             }
         }

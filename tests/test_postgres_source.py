@@ -347,9 +347,9 @@ def test_the_database_is_known_by_the_same_name_in_a_role_with_fewer_rights(
     """Who may ask for the cluster's identifier is the role, in the export as in the deletion."""
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
-    source = PostgresSource(database, role=f"reader_{role}")
+    source = PostgresSource(database, role=f"reader_{role}", database_id="docs")
     exporter = ParquetAnalyticsExporter(tmp_path.as_uri(), source=source)
-    assert exporter.export_daily_pageviews(DAY)["position"].startswith("database=-/")
+    assert exporter.export_daily_pageviews(DAY)["position"].startswith("database=name:docs/")
     assert exporter.delete_exported_pageviews(DAY, allow_local_delete=True)["deleted"] == 2
 
 

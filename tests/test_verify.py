@@ -127,7 +127,7 @@ def test_a_file_with_other_rows_than_it_was_written_with_is_found_without_its_ha
         (changed(status=[200, 200, 200]), ["rows by status"]),
         (changed(id=[1, 2, 5]), ["ids 1 to 5 instead of 1 to 3"]),
         (changed(id=[1, 3, 3]), ["id 3", "unique"]),
-        (changed(date=[DAY, DAY, datetime.date(2026, 7, 2)]), ["another day"]),
+        (changed(date=[DAY, DAY, datetime.date(2026, 7, 2)]), ["rows of 2026-07-02"]),
     ):
         body = io.BytesIO()
         pq.write_table(rows.replace_schema_metadata(about), body)

@@ -193,11 +193,14 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
     def _decide(self, question: Question, ask: Ask) -> tuple[Any, Split, Any]:
         """Asks the table, then the files, and begins again when a day has changed its place meanwhile."""
         gone: Days = set()
+        # Of these the table has what is left.
+        partial: Days = set()
         for _ in range(_ATTEMPTS):
             ledger = self._ledger(question)
             try:
                 split = self._split(question, ledger, gone)
-                live, overtaken = self._ask_table(question, split, gone)
+                split.live -= partial
+                live, overtaken = self._ask_table(question, split, gone, partial)
                 if overtaken:
                     continue
                 found, files = ask(split, live)
@@ -224,10 +227,8 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         unknown = finished - ledger.known - gone
         archived = (ledger.verified & finished) | self._present(unknown, fresh=False)
         archived -= gone
-        # Of a day that was deleted and whose file does not count (any more), the table has a part at most. The ledger
-        # may be another one by now than the one that knew of it.
-        deleted = ledger.deleted | self._deleted(finished - archived, fresh=False)
-        return Split(archived, asked - archived - (finished & deleted), ledger)
+        # Of a day that was deleted and whose file does not count (any more), the table has a part at most.
+        return Split(archived, asked - archived - (finished & ledger.deleted), ledger)
 
     def _deleted(self, wanted: Days, *, fresh: bool) -> Days:
         """Those of the days of which rows have left the table, as the store knows."""
@@ -236,7 +237,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
     def _present(self, wanted: Days, *, fresh: bool) -> Days:
         return set(self._native.present(_texts(wanted), fresh)) if wanted else set()
 
-    def _ask_table(self, question: Question, split: Split, gone: Days) -> tuple[pa.Table | None, bool]:
+    def _ask_table(self, question: Question, split: Split, gone: Days, partial: Days) -> tuple[pa.Table | None, bool]:
         """The table's rows of the live days, and whether one of those days is not live any more. Days that the table
         knows nothing of are live no longer, but missing."""
         if not split.live:
@@ -256,8 +257,12 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
                 doubtful = unknown & held if now.asked else unknown
                 moved = now.verified & finished
                 moved |= self._present(doubtful, fresh=True) | self._present(unknown - doubtful, fresh=False)
-                old = {day for day in finished if day < days.deletable_before()}
-                if moved - gone or finished & now.deleted or self._deleted(old, fresh=True):
+                # The ledger may be another one by now than the one that knew of a deletion. Days that may be deleted
+                # now are asked about anew.
+                old = any(day < days.deletable_before() for day in finished & held)
+                left = self._deleted(finished & held, fresh=old)
+                partial |= left
+                if moved - gone or finished & now.deleted or left:
                     return None, True
                 split.live -= finished - held
         except _DOWN as error:
@@ -268,10 +273,11 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         return live, False
 
     def _without_store(self, question: Question, ledger: Ledger, ask: Ask, error: StoreError) -> tuple[Any, Split, Any]:
-        """From the table alone: days of which no rows were deleted, and of which it has some. A day that may have been
-        deleted, and of which the ledger knows nothing, cannot be shown to be whole."""
+        """From the table alone: days of which no rows were deleted, and of which it has some. Where the ledger knows of
+        no day at all, a day that may have been deleted cannot be shown to be whole."""
         asked = set(days.days(question.since, question.until))
-        unsure = {day for day in asked - ledger.known if day < days.deletable_before()}
+        purged = not ledger.known
+        unsure = {day for day in asked if purged and day < days.deletable_before()}
         split = Split(set(), asked - ledger.deleted - unsure, ledger)
         try:
             with self._savepoint(self._live.alias):
