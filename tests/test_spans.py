@@ -4,10 +4,6 @@ before it costs anything."""
 from __future__ import annotations
 
 import datetime
-import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -75,39 +71,6 @@ def test_twelve_years_are_answered_whole_and_so_is_the_time_before_them(tmp_path
     filled = querier.daily_totals(slug, "1970-01-01", last, fill=True)
     assert filled.num_rows == (last - datetime.date(1970, 1, 1)).days + 1
     assert querier.explain(slug, first, last).num_rows == 4_400
-
-
-MEMORY = """
-import json, resource, sys
-from parquet_analytics import ParquetAnalyticsQuerier
-url, slug, since, until, project_id = json.loads(sys.argv[1])
-querier = ParquetAnalyticsQuerier(url, threads=2)
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-querier.top_pages(slug, until, until)
-before = peak()
-rows = querier.top_pages(slug, since, until).num_rows
-rows += querier.top_pages(None, since, until, project_id=project_id).num_rows
-rows += sum(batch.num_rows for batch in querier.iter_pageviews(slug, since, until, columns=["path"]))
-print(json.dumps([rows, peak() - before]))
-"""
-
-
-@pytest.mark.full
-def test_memory_does_not_grow_with_the_years(tmp_path: Path) -> None:
-    """The ends of small files, whole footers, and bytes that are fetched ahead would fill a gigabyte and more."""
-    sample = SampleData(rows_per_day=20_000, projects=2_000, growth=0.0, weekly_rhythm=False)
-    first, last = years_of_days(tmp_path, sample, 6_000)
-    projects = sample.projects()
-    about = [tmp_path.as_uri(), projects["slug"][1_000].as_py(), str(first), str(last), projects["id"][1_000].as_py()]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, json.dumps(about)], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    rows, megabytes = json.loads(done.stdout)
-    assert rows > 6_000
-    assert megabytes < 900
 
 
 @pytest.mark.parametrize(("since", "until"), MISTYPED)
