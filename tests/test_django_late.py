@@ -128,6 +128,20 @@ def test_nights_that_were_missed_hide_no_late_row() -> None:
     assert late() == [(ago(20), True)]
 
 
+def test_rows_that_come_while_as_many_with_as_many_views_go_are_found() -> None:
+    view("/stays/", ago(1), 3)
+    gone = view("/goes/", ago(1), 8)
+    tasks.export_pageviews_to_parquet()
+    gone.delete()
+    view("/comes/", ago(1), 8)
+    tasks.export_pageviews_to_parquet()
+    last = Run.objects.latest("id")
+    assert (last.kind, last.day, last.state, last.added, last.kept) == ("export", ago(1), "verified", 1, 1)
+    # And once they are exported, the day is left alone.
+    tasks.export_pageviews_to_parquet()
+    assert Run.objects.latest("id") == last
+
+
 def test_a_late_row_that_no_file_can_hold_is_not_forgotten(site_database: str) -> None:
     a_site_of_many_nights()
     with connections["default"].cursor() as cursor:

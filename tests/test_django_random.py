@@ -117,7 +117,7 @@ def counted(table: Any, column: str) -> Counter[Any]:
     return Counter(dict(zip(table[column].to_pylist(), table["count"].to_pylist(), strict=True)))
 
 
-@pytest.mark.parametrize("steps", [120, pytest.param(200, marks=pytest.mark.full)])
+@pytest.mark.parametrize("steps", [120, pytest.param(1500, marks=pytest.mark.full)])
 @pytest.mark.timeout(600)
 def test_whatever_happens_in_whatever_order_every_view_counts_once(
     site_database: str, place: Any, monkeypatch: pytest.MonkeyPatch, steps: int

@@ -27,6 +27,7 @@ from parquet_analytics.exceptions import (
 )
 
 __all__ = [
+    "Counted",
     "Due",
     "Odd",
     "counted",
@@ -150,7 +151,7 @@ def _is_as_exported(day: datetime.date) -> bool:
     except ProgrammingError:
         # The export says which right or table is missing.
         return False
-    return now == (run.source_rows or 0, run.source_views or 0)
+    return now == Counted(run.source_rows or 0, run.source_views or 0)
 
 
 @outages.asking
@@ -319,29 +320,44 @@ def due_days(since: datetime.date, until: datetime.date, location: str) -> list[
     return due
 
 
-@outages.asking
-def counted(mapping: PageViewMapping, run: Run) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Rows and views of a verified day in the table, now and as they would be if nothing had changed since."""
-    from django.db.models import Count, Sum
+class Counted(NamedTuple):
+    """What tells whether the table has other rows of a day than were exported."""
 
+    rows: int
+    views: int
+    new_id: int = 0
+    """The greatest id, when it is greater than all that were exported; otherwise 0. As many rows with as many views may
+    have come as went."""
+
+
+@outages.asking
+def counted(mapping: PageViewMapping, run: Run) -> tuple[Counted, Counted]:
+    """What the table has of a verified day, now and as it would be if nothing had changed since."""
+    from django.db.models import Count, Max, Sum
+
+    number, views = mapping.lookups["id"], mapping.lookups["view_count"]
     found = page_views(mapping).filter(**mapping.of_days(run.day, run.day))
-    counted = found.aggregate(rows=Count("*"), views=Sum(mapping.lookups["view_count"]))
-    now = (counted["rows"], counted["views"] or 0)
+    found = found.aggregate(rows=Count("*"), views=Sum(views), newest=Max(number))
+    # The id of a row that cannot be exported is in no file.
+    known = None if run.left else run.greatest_id
+    newest = found["newest"] or 0
+    new_id = newest if known is not None and newest > known else 0
+    now = Counted(found["rows"], found["views"] or 0, new_id)
     later = runs().filter(
         day=run.day, location=run.location, id__gt=run.pk, kind__in=[Run.Kind.DELETE, Run.Kind.RESTORE]
     )
     last = later.order_by("-id").first()
     if last is not None and last.kind == Run.Kind.RESTORE and last.state == Run.State.DONE:
-        return now, (last.rows or 0, last.views or 0)
-    before = (run.source_rows or 0, run.source_views or 0)
+        return now, Counted(last.rows or 0, last.views or 0)
+    before = Counted(run.source_rows or 0, run.source_views or 0)
     if last is not None and now == before and not later.filter(state__in=[Run.State.DELETED, Run.State.DONE]).exists():
         # A deletion that was refused, or failed before its first row.
         return now, before
     if last is not None:
         # A deletion that was broken off does not say how many rows it had deleted; those that are left were late.
-        return now, (0, 0)
+        return now, Counted(0, 0)
     if run.left:
-        return now, ((run.source_rows or 0) + run.left, now[1])
+        return now, Counted((run.source_rows or 0) + run.left, now.views)
     return now, before
 
 
