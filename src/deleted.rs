@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{SecondsFormat, Utc};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::json::{self, wrong};
 use crate::keys::{Day, Prefix};
 use crate::process::PerProcess;
 use crate::publish::publish;
@@ -23,8 +24,19 @@ const LARGEST: usize = 8 << 20;
 /// How often a change that others get in the way of is begun again.
 const ROUNDS: u32 = 16;
 
-/// What is recorded of a day: `rows` and `views` of its file, and when rows `began` to go.
-type Days = BTreeMap<String, Value>;
+const DAYS: &str = "days";
+const ROWS: &str = "rows";
+const VIEWS: &str = "views";
+const BEGAN: &str = "began";
+
+/// What the object says.
+#[derive(Default)]
+struct List {
+    /// Of each day: rows and views of its file, and when rows began to go.
+    days: BTreeMap<Day, Map<String, Value>>,
+    /// What later versions may have added.
+    rest: Map<String, Value>,
+}
 
 /// When a store's list was read last, and its days.
 type Remembered = HashMap<(String, Prefix), (Instant, Vec<Day>)>;
@@ -40,8 +52,8 @@ pub async fn days(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<V
         return Ok(days.clone());
     }
     let begun = Instant::now();
-    let (days, _) = read(store, &prefix.deleted_key()).await?;
-    let days = days.keys().map(|day| day.parse()).collect::<Result<Vec<Day>>>()?;
+    let (list, _) = read(store, &prefix.deleted_key()).await?;
+    let days: Vec<Day> = list.days.into_keys().collect();
     REMEMBERED.lock().insert(name, (begun, days.clone()));
     Ok(days)
 }
@@ -51,8 +63,8 @@ pub async fn days(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<V
 /// # Errors
 /// [`Error::Lost`].
 pub async fn refuse_lost(store: &Store, prefix: &Prefix, day: Day, key: &str) -> Result<()> {
-    let (days, _) = read(store, &prefix.deleted_key()).await?;
-    let Some(about) = days.get(&day.to_string()) else {
+    let (list, _) = read(store, &prefix.deleted_key()).await?;
+    let Some(about) = list.days.get(&day) else {
         return Ok(());
     };
     let number = |name: &str| about.get(name).and_then(Value::as_u64).unwrap_or_default();
@@ -63,9 +75,9 @@ pub async fn refuse_lost(store: &Store, prefix: &Prefix, day: Day, key: &str) ->
              now is not the whole day. Put its last version back (from the bucket's versions or a backup), and find out what \
              deleted it; discard_stored=True gives those rows up, and takes what the source has for the day",
             store.url_of(key),
-            number("rows"),
-            number("views"),
-            about.get("began").and_then(Value::as_str).unwrap_or("an unknown time")
+            number(ROWS),
+            number(VIEWS),
+            about.get(BEGAN).and_then(Value::as_str).unwrap_or("an unknown time")
         ),
     })
 }
@@ -86,33 +98,34 @@ pub fn lost(store: &Store, key: &str) -> Error {
 /// Records that rows of a day begin to go.
 pub async fn add(store: &Store, prefix: &Prefix, day: Day, file: &Tally) -> Result<()> {
     let began = Utc::now().to_rfc3339_opts(SecondsFormat::Secs, true);
-    let about = json!({"rows": file.rows, "views": file.views, "began": began});
-    change(store, prefix, |days| match days.get_mut(&day.to_string()) {
-        // The first time stays: since then the table has been without some.
-        Some(known) if known["rows"] == about["rows"] && known["views"] == about["views"] => false,
-        Some(known) => {
-            known["rows"] = about["rows"].clone();
-            known["views"] = about["views"].clone();
-            true
+    let (rows, views) = (json!(file.rows), json!(file.views));
+    change(store, prefix, |list| {
+        let about = list.days.entry(day).or_default();
+        if about.get(ROWS) == Some(&rows) && about.get(VIEWS) == Some(&views) {
+            return false;
         }
-        None => days.insert(day.to_string(), about.clone()).is_none(),
+        about.insert(ROWS.to_owned(), rows.clone());
+        about.insert(VIEWS.to_owned(), views.clone());
+        // The first time stays: since then the table has been without some.
+        about.entry(BEGAN).or_insert_with(|| json!(began));
+        true
     })
     .await
 }
 
 /// Records that the database has all of a day again, or that what it has is the day from now on.
 pub async fn remove(store: &Store, prefix: &Prefix, day: Day) -> Result<()> {
-    change(store, prefix, |days| days.remove(&day.to_string()).is_some()).await
+    change(store, prefix, |list| list.days.remove(&day).is_some()).await
 }
 
-async fn change(store: &Store, prefix: &Prefix, mut change: impl FnMut(&mut Days) -> bool) -> Result<()> {
+async fn change(store: &Store, prefix: &Prefix, mut change: impl FnMut(&mut List) -> bool) -> Result<()> {
     let key = prefix.deleted_key();
     for _ in 0..ROUNDS {
-        let (mut days, etag) = read(store, &key).await?;
-        if !change(&mut days) {
+        let (mut list, etag) = read(store, &key).await?;
+        if !change(&mut list) {
             return Ok(());
         }
-        let bytes = Bytes::from(json!({"format": FORMAT, "days": days}).to_string());
+        let bytes = Bytes::from(list.to_bytes());
         let write = etag.map_or(Write::Create, Write::Replace);
         let run_id = uuid::Uuid::new_v4().to_string();
         let written = publish(store, &key, bytes, write, &run_id, &[]).await;
@@ -128,43 +141,67 @@ async fn change(store: &Store, prefix: &Prefix, mut change: impl FnMut(&mut Days
     })
 }
 
-/// The days, and the object's ETag if there is one.
-async fn read(store: &Store, key: &str) -> Result<(Days, Option<String>)> {
+/// What the object says, and its ETag if there is one.
+async fn read(store: &Store, key: &str) -> Result<(List, Option<String>)> {
     match store.get(key, Part::All, IfVersion::Any).await? {
         Got::Found(found) => Ok((parse(key, &found.bytes)?, Some(found.etag))),
-        _ => Ok((Days::new(), None)),
+        _ => Ok((List::default(), None)),
     }
 }
 
-fn parse(key: &str, bytes: &[u8]) -> Result<Days> {
-    let damaged = |why: &str| {
+fn parse(key: &str, bytes: &[u8]) -> Result<List> {
+    List::read(bytes).map_err(|why| {
         Error::corrupt(
             key,
             format_args!("{why}; without it a lost day could be taken for one that was never exported"),
         )
-    };
-    if bytes.len() > LARGEST {
-        return Err(damaged("it is larger than any list of days"));
-    }
-    let whole: Value = serde_json::from_slice(bytes).map_err(|_| damaged("it is no JSON"))?;
-    match whole.get("format").and_then(Value::as_u64) {
-        Some(FORMAT) => {}
-        Some(newer) => {
-            return Err(Error::corrupt(
-                key,
-                format_args!("it has format {newer}, and this version reads {FORMAT}; upgrade parquet-analytics"),
-            ));
+    })
+}
+
+impl List {
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        if bytes.len() > LARGEST {
+            return Err("it is larger than any list of days".to_owned());
         }
-        None => return Err(damaged("it has no format")),
+        let mut rest = json::object(bytes, FORMAT)?;
+        let days = match rest.remove(DAYS) {
+            Some(Value::Object(days)) => days,
+            Some(other) => return Err(wrong(DAYS, "an object", &other)),
+            None => return Err("it has no list of days".to_owned()),
+        };
+        let days = days.into_iter().map(|(day, about)| {
+            let parsed: Day = day.parse().map_err(|_| format!("it has {day:?} among its days"))?;
+            let Value::Object(about) = about else {
+                return Err(wrong(&day, "an object", &about));
+            };
+            for key in [ROWS, VIEWS] {
+                match about.get(key) {
+                    Some(Value::Number(number)) if number.is_u64() => {}
+                    other => {
+                        return Err(wrong(
+                            &format!("{day}: {key}"),
+                            "a whole number",
+                            other.unwrap_or(&Value::Null),
+                        ));
+                    }
+                }
+            }
+            Ok((parsed, about))
+        });
+        Ok(Self {
+            days: days.collect::<Result<_, _>>()?,
+            rest,
+        })
     }
-    let days = whole.get("days").and_then(Value::as_object);
-    let days = days.ok_or_else(|| damaged("it has no list of days"))?;
-    let mut found = Days::new();
-    for (day, about) in days {
-        if day.parse::<Day>().is_err() || !about.is_object() {
-            return Err(damaged("one of its days is none"));
-        }
-        found.insert(day.clone(), about.clone());
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut whole = self.rest.clone();
+        whole.insert(json::FORMAT.to_owned(), json!(FORMAT));
+        let days = self
+            .days
+            .iter()
+            .map(|(day, about)| (day.to_string(), Value::Object(about.clone())));
+        whole.insert(DAYS.to_owned(), Value::Object(days.collect()));
+        Value::Object(whole).to_string().into_bytes()
     }
-    Ok(found)
 }

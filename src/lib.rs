@@ -3,6 +3,7 @@
 //! then planned, scanned and asked about.
 
 pub mod error;
+pub mod json;
 pub mod keys;
 pub mod process;
 pub mod runtime;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -332,7 +333,19 @@ def test_a_lost_file_is_no_new_day(place: Place, filled: str) -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [b"", b"{", b"[]", b'{"days":{}}', b'{"format":1}', b'{"format":2,"days":{}}', b'{"format":1,"days":{"x":{}}}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"days":{}}',
+        b'{"format":1}',
+        b'{"format":2,"days":{}}',
+        b'{"format":1,"days":[]}',
+        b'{"format":1,"days":{"x":{"rows":1,"views":1}}}',
+        b'{"format":1,"days":{"2026-07-01":{}}}',
+        b'{"format":1,"days":{"2026-07-01":{"rows":"1","views":1}}}',
+        b'{"format":1,"days":{"2026-07-01":{"rows":1,"views":1}},"days":{}}',
+    ],
 )
 def test_a_damaged_list_of_deleted_days_stops_what_depends_on_it(place: Place, filled: str, damage: bytes) -> None:
     exporter = place.exporter(filled)
@@ -343,6 +356,18 @@ def test_a_damaged_list_of_deleted_days_stops_what_depends_on_it(place: Place, f
     with pytest.raises(CorruptFile, match=saying("_deleted/days.json")):
         exporter.delete_exported_pageviews(DAY)
     assert left(filled) == [1, 2, 3, 4]
+
+
+def test_what_a_later_version_adds_to_the_list_of_deleted_days_stays(place: Place, filled: str) -> None:
+    key = "analytics/pageviews/_deleted/days.json"
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    other = {"rows": 5, "views": 6, "began": "2026-06-01T03:00:00Z", "by": "night"}
+    place.write(key, json.dumps({"format": 1, "days": {"2026-05-01": other}, "more": [1]}).encode())
+    exporter.delete_exported_pageviews(DAY)
+    found = json.loads(place.read(key))
+    assert found["days"].pop("2026-07-01").keys() == {"rows", "views", "began"}
+    assert found == {"format": 1, "days": {"2026-05-01": other}, "more": [1]}
 
 
 def rewritten(body: bytes, change: Any) -> bytes:

@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::json::{self, wrong};
 use crate::position::{Identity, Relation};
 
 /// The version of the object's form; a newer one is refused.
@@ -18,7 +17,6 @@ pub(super) const LARGEST: usize = 16 << 20;
 /// The latest of so many have slug and time beside the id, some 100 bytes; earlier ones the id alone.
 const DETAILED: usize = 10_000;
 
-const FORMAT_KEY: &str = "format";
 const PROJECTS: &str = "projects";
 const PROJECT_ID: &str = "project_id";
 const SLUG: &str = "slug";
@@ -72,7 +70,7 @@ impl List {
 
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut whole = self.rest.clone();
-        whole.insert(FORMAT_KEY.to_owned(), json!(FORMAT));
+        whole.insert(json::FORMAT.to_owned(), json!(FORMAT));
         whole.insert(
             PROJECTS.to_owned(),
             self.projects.values().cloned().map(Value::Object).collect(),
@@ -98,29 +96,7 @@ impl List {
         if bytes.len() > LARGEST {
             return Err("it is larger than any list of erased projects".to_owned());
         }
-        let Strict(whole) = serde_json::from_slice(bytes).map_err(|error| {
-            let why = error.to_string();
-            if why.starts_with(TWICE) {
-                why
-            } else {
-                "it is no JSON".to_owned()
-            }
-        })?;
-        let Value::Object(mut whole) = whole else {
-            return Err("it is no JSON object".to_owned());
-        };
-        match whole.remove(FORMAT_KEY) {
-            None => return Err("it has no format".to_owned()),
-            Some(format) => match format.as_u64() {
-                Some(FORMAT) => {}
-                Some(newer) => {
-                    return Err(format!(
-                        "it has format {newer}, and this version reads {FORMAT}; upgrade parquet-analytics"
-                    ));
-                }
-                None => return Err(wrong(FORMAT_KEY, "a number", &format)),
-            },
-        }
+        let mut whole = json::object(bytes, FORMAT)?;
         let projects = match whole.remove(PROJECTS) {
             Some(Value::Array(projects)) => projects,
             Some(other) => return Err(wrong(PROJECTS, "a list", &other)),
@@ -203,74 +179,4 @@ fn read_owner(owner: &Value) -> Result<Identity, String> {
         timeline: number("timeline")?,
         relation,
     })
-}
-
-fn wrong(key: &str, wanted: &str, found: &Value) -> String {
-    let shown: String = found.to_string().chars().take(60).collect();
-    format!("its {key} is {shown}, and has to be {wanted}")
-}
-
-const TWICE: &str = "the key ";
-
-/// JSON in which no object has a key twice. (To most readers the last one would count.)
-struct Strict(Value);
-
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Of;
-        impl<'de> Visitor<'de> for Of {
-            type Value = Value;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("JSON")
-            }
-
-            fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-                Ok(value.into())
-            }
-
-            fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Value, A::Error> {
-                let mut all = Vec::new();
-                while let Some(Strict(value)) = values.next_element()? {
-                    all.push(value);
-                }
-                Ok(Value::Array(all))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut pairs: A) -> Result<Value, A::Error> {
-                let mut all = Map::new();
-                while let Some((key, Strict(value))) = pairs.next_entry::<String, Strict>()? {
-                    if all.contains_key(&key) {
-                        let shown: String = key.chars().take(60).collect();
-                        return Err(serde::de::Error::custom(format!(
-                            "{TWICE}{shown:?} stands twice in one object of it"
-                        )));
-                    }
-                    all.insert(key, value);
-                }
-                Ok(Value::Object(all))
-            }
-        }
-        from.deserialize_any(Of).map(Strict)
-    }
 }
