@@ -176,6 +176,8 @@ impl Export<'_> {
         let merged = self.merge(&stored, rows, &summary, &mut sorter)?;
         if !merged.conflicts.is_empty() {
             self.leave_out(key, &merged.conflicts)?;
+            // Not both rounds' rows at once.
+            drop((stored, sorter));
             return self.attempt(key);
         }
         self.check_empty(&stored, &sorter, &summary)?;
@@ -293,7 +295,7 @@ impl Export<'_> {
         let mut ids = Vec::new();
         let left_out: Vec<i64> = self.left_out.iter().map(|row| row.id).collect();
         self.source.leave_out(&left_out);
-        self.source.expect(stored.ids());
+        self.source.look_for(stored.ids());
         let (progress, erased) = (self.progress, &self.erased.ids);
         let mut hidden = 0;
         let mut sink = |batch: RecordBatch| {

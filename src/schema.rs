@@ -4,6 +4,8 @@ use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
+use crate::error::{Error, Result};
+
 /// Version of the file layout, written as [`meta::FORMAT`]; a reader refuses a newer one.
 pub const FORMAT: u32 = 1;
 
@@ -44,6 +46,13 @@ pub fn pageviews() -> SchemaRef {
         ]))
     });
     Arc::clone(&SCHEMA)
+}
+
+/// Where a column of [`pageviews`] stands.
+pub fn column(name: &str) -> Result<usize> {
+    pageviews()
+        .index_of(name)
+        .map_err(|error| Error::internal(error.to_string()))
 }
 
 /// The columns that PostgreSQL is asked for: [`pageviews`] without the slugs, which are fetched apart,

@@ -104,16 +104,11 @@ pub struct Written {
 
 fn properties(row_group_rows: usize) -> Result<WriterProperties> {
     let zstd = ZstdLevel::try_new(ZSTD_LEVEL).map_err(|error| Error::internal(error.to_string()))?;
-    let leaf = |name: &str| {
-        schema::pageviews()
-            .index_of(name)
-            .map_err(|error| Error::internal(error.to_string()))
-    };
     let order = schema::SORT_ORDER
         .iter()
         .map(|name| {
             Ok(SortingColumn {
-                column_idx: leaf(name)? as i32,
+                column_idx: schema::column(name)? as i32,
                 descending: false,
                 nulls_first: true,
             })

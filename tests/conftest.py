@@ -85,12 +85,29 @@ def django_template(postgres: Postgres) -> str:
 
 
 @pytest.fixture
-def site_database(postgres: Postgres, django_template: str) -> Iterator[str]:
-    """The URL of a Django site's database of the test's own, which is its `default` meanwhile."""
+def postgresql_site(postgres: Postgres, django_template: str) -> Iterator[str]:
     url = postgres.create_database(django_template)
     with sites.databases(default=url):
         yield url
     postgres.drop_database(url)
+
+
+@pytest.fixture
+def site_database(postgresql_site: str) -> str:
+    """The URL of a Django site's database of the test's own, which is its `default` meanwhile."""
+    return postgresql_site
+
+
+@pytest.fixture(params=["postgresql", "sqlite"])
+def either_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Its engine; an empty database with the site's tables is the site's `default` meanwhile."""
+    if request.param == "postgresql":
+        request.getfixturevalue("postgresql_site")
+        yield request.param
+        return
+    with sites.databases(default=site.sqlite(tmp_path / "site.sqlite3")):
+        site.create_tables()
+        yield request.param
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from django.db import connections
 from django.test import Client, override_settings
-from parquet_analytics.demo import site
 from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import days, ledger, tasks
 from parquet_analytics.django.erasure import erase_pending, hidden_projects
@@ -23,7 +22,6 @@ from parquet_analytics.django.status import status
 from parquet_analytics.exceptions import DayIsTaken
 
 from tests import sites
-from tests.services import Postgres
 from tests.sites import DAY
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
@@ -33,18 +31,9 @@ def ago(number: int) -> datetime.date:
     return TODAY - datetime.timedelta(days=number)
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-def site_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        with sites.databases(default=site.sqlite(tmp_path / "site.sqlite3")):
-            site.create_tables()
-            yield request.param
-        return
-    postgres: Postgres = request.getfixturevalue("postgres")
-    url = postgres.create_database(request.getfixturevalue("django_template"))
-    with sites.databases(default=url):
-        yield request.param
-    postgres.drop_database(url)
+@pytest.fixture
+def site_database(either_database: str) -> str:
+    return either_database
 
 
 @pytest.fixture(autouse=True)

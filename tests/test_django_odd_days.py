@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from django.db import connections
-from parquet_analytics.demo import site
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.django import tasks
 from parquet_analytics.django.ledger import latest_verified
@@ -24,7 +23,6 @@ from parquet_analytics.django.status import status
 from parquet_analytics.exceptions import DayHasNoRows
 
 from tests import sites
-from tests.services import Postgres
 from tests.sites import DAY, export
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
@@ -47,18 +45,9 @@ def ago(number: int) -> datetime.date:
     return TODAY - datetime.timedelta(days=number)
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-def site_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        with sites.databases(default=site.sqlite(tmp_path / "site.sqlite3")):
-            site.create_tables()
-            yield request.param
-        return
-    postgres: Postgres = request.getfixturevalue("postgres")
-    url = postgres.create_database(request.getfixturevalue("django_template"))
-    with sites.databases(default=url):
-        yield request.param
-    postgres.drop_database(url)
+@pytest.fixture
+def site_database(either_database: str) -> str:
+    return either_database
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +77,9 @@ def odd_row(date: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("site_database", "date"),
+    ("either_database", "date"),
     [*(("postgresql", date) for date in POSTGRESQL), *(("sqlite", date) for date in SQLITE)],
-    indirect=["site_database"],
+    indirect=["either_database"],
 )
 def test_an_odd_row_stops_nothing_is_told_of_and_stays(
     site_database: str, date: str, caplog: pytest.LogCaptureFixture

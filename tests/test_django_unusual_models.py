@@ -13,7 +13,6 @@ import pytest
 from django.core.checks import run_checks
 from django.db import connection, connections, models
 from django.test.utils import CaptureQueriesContext
-from parquet_analytics.demo import site
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import live, runs
@@ -23,7 +22,6 @@ from parquet_analytics.django.source import ModelSource
 from parquet_analytics.exceptions import ConfigurationError
 
 from tests import sites
-from tests.services import Postgres
 from tests.sites import DAY, export
 
 TODAY = datetime.datetime.now(datetime.UTC).date()
@@ -81,18 +79,9 @@ class PairedPageView(models.Model):
         return self.path
 
 
-@pytest.fixture(params=["postgresql", "sqlite"])
-def site_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        with sites.databases(default=site.sqlite(tmp_path / "site.sqlite3")):
-            site.create_tables()
-            yield request.param
-        return
-    postgres: Postgres = request.getfixturevalue("postgres")
-    url = postgres.create_database(request.getfixturevalue("django_template"))
-    with sites.databases(default=url):
-        yield request.param
-    postgres.drop_database(url)
+@pytest.fixture
+def site_database(either_database: str) -> str:
+    return either_database
 
 
 @pytest.fixture(autouse=True)
@@ -202,7 +191,7 @@ def test_paths_that_a_collation_calls_equal_are_told_apart(site_database: str) -
     assert sorted(page["path"] for page in found["top_pages"]) == ["/INDEX", "/Index", "/index", "/other"]
 
 
-@pytest.mark.parametrize("site_database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("either_database", ["postgresql"], indirect=True)
 def test_slugs_that_a_collation_calls_equal_are_told_apart(site_database: str) -> None:
     Project.objects.create(slug="docs", name="x")
     execute(*constraints("projects_project"))
@@ -218,7 +207,7 @@ def test_slugs_that_a_collation_calls_equal_are_told_apart(site_database: str) -
     assert [row["project_slug"] for row in found["sql"]] == ["DOCS", "docs", "docs"]
 
 
-@pytest.mark.parametrize("site_database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("either_database", ["postgresql"], indirect=True)
 def test_a_type_that_ignores_case_is_no_other_answer(site_database: str) -> None:
     execute("CREATE EXTENSION IF NOT EXISTS citext", *constraints())
     execute("ALTER TABLE analytics_pageview ALTER path TYPE citext")
@@ -308,7 +297,7 @@ def test_a_composite_primary_key_is_refused_by_name(folder: Path) -> None:
         assert due_days(YESTERDAY, YESTERDAY, exporter().location) == []
 
 
-@pytest.mark.parametrize("site_database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("either_database", ["postgresql"], indirect=True)
 def test_a_covering_index_is_still_enough(site_database: str) -> None:
     """Bad values are looked for, and texts told apart by their bytes, without a column that the index lacks."""
     sites.insert(TODAY)

@@ -101,12 +101,7 @@ fn shared(
     if days.is_empty() {
         return Ok(found);
     }
-    let index = |name| {
-        schema::pageviews()
-            .index_of(name)
-            .map_err(|error| Error::internal(error.to_string()))
-    };
-    let columns = [index(schema::ID)?, index(schema::DATE)?];
+    let columns = [schema::column(schema::ID)?, schema::column(schema::DATE)?];
     let scan = Scan::new(
         store.clone(),
         prefix,

@@ -245,15 +245,10 @@ fn projects_of(
         options,
         cancel.clone(),
     );
-    let index = |name| {
-        schema::pageviews()
-            .index_of(name)
-            .map_err(|error| Error::internal(error.to_string()))
-    };
     let columns = [
-        index(schema::PROJECT_ID)?,
-        index(schema::PROJECT_SLUG)?,
-        index(schema::DATE)?,
+        schema::column(schema::PROJECT_ID)?,
+        schema::column(schema::PROJECT_SLUG)?,
+        schema::column(schema::DATE)?,
     ];
     let mut found: BTreeMap<Day, Projects> = BTreeMap::new();
     for batch in scan.batches(&columns)? {

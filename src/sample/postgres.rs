@@ -12,7 +12,8 @@ use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::runtime::{self, Cancel};
 use crate::source::postgres::config::Identifier;
-use crate::source::postgres::connect::{connect, failed};
+use crate::source::postgres::connect::connect;
+use crate::source::postgres::refusal::failed;
 use crate::source::postgres::target::Target;
 
 const TABLES: &str = include_str!("rtd_schema.sql");

@@ -49,9 +49,7 @@ pub(super) async fn to_project(context: &Arc<Context>, key: &str, mut version: V
     let Some((id, footer)) = wanted(context, &version) else {
         return Ok(Some(version));
     };
-    let column = schema::pageviews()
-        .index_of(schema::PROJECT_ID)
-        .map_err(|error| Error::internal(error.to_string()))?;
+    let column = schema::column(schema::PROJECT_ID)?;
     // For all statuses, so that the next question has no need to ask.
     let filter = Filter {
         project_id: Some(id),

@@ -28,7 +28,7 @@ pub trait Source: Send {
 
     /// Ids, ascending, that are stored of the day: of those that are read no more, a database says which live on another
     /// date, in [`Summary::moved`].
-    fn expect(&mut self, _ids: Arc<[i64]>) {}
+    fn look_for(&mut self, _ids: Arc<[i64]>) {}
 
     /// Rows, by id ascending, that are from now on neither handed over nor counted, as far as the source counts.
     fn leave_out(&mut self, _ids: &[i64]) {}

@@ -1,17 +1,19 @@
-//! Connections, transactions and what went wrong with them. Everything goes over the simple protocol, so
+//! Connections and transactions. Everything goes over the simple protocol, so
 //! that it works through a pooler in transaction mode, which knows no named statements.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sqlx::postgres::{PgConnection, PgDatabaseError, PgRow};
+use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{ConnectOptions, Connection, Row};
 
 use super::config::{Identifier, PostgresOptions, Table};
+use super::identity::{Rights, identified, identity};
+use super::refusal::failed;
 use super::target::Target;
 use super::tls;
 use crate::error::{Error, Result};
-use crate::position::{Identity, Position, Relation, at_page_end, parse_lsn};
+use crate::position::{Position, at_page_end, parse_lsn};
 
 /// How much longer than `statement_timeout` to wait for the server to say so.
 const GRACE: Duration = Duration::from_secs(60);
@@ -44,7 +46,7 @@ pub async fn connect(target: &Target) -> Result<PgConnection> {
 pub(super) const LOCKING: &str = "locking the rows";
 
 /// What is being done while there is no connection yet.
-const CONNECTING: &str = "connecting";
+pub(super) const CONNECTING: &str = "connecting";
 
 /// A connection on which statements run one at a time.
 pub struct Session<'a> {
@@ -62,29 +64,6 @@ pub struct Snapshot<'a> {
     /// A time up to which a standby is known to have replayed everything.
     replayed_until: Option<DateTime<Utc>>,
     rights: Rights,
-}
-
-/// Which functions that tell what identifies a server may be called: some providers do not let everybody ask.
-#[derive(Debug, Clone, Copy, Default)]
-struct Rights {
-    system: bool,
-    checkpoint: bool,
-    log_file: bool,
-}
-
-impl Rights {
-    const SQL: &str = "has_function_privilege('pg_control_system()', 'EXECUTE')::text,
-         has_function_privilege('pg_control_checkpoint()', 'EXECUTE')::text,
-         has_function_privilege('pg_walfile_name(pg_lsn)', 'EXECUTE')::text";
-
-    /// From the columns of [`Self::SQL`], of which the first is this one.
-    fn of(rows: &[PgRow], column: usize) -> Result<Self> {
-        Ok(Self {
-            system: is_true(rows, column)?,
-            checkpoint: is_true(rows, column + 1)?,
-            log_file: is_true(rows, column + 2)?,
-        })
-    }
 }
 
 /// When the last transaction that a standby has replayed was committed. What its receiver says of the primary is no help when
@@ -357,104 +336,6 @@ pub fn hidden_rows(options: &PostgresOptions, table: &Table) -> Error {
     ))
 }
 
-/// Columns that identify the table that is read: the cluster's system identifier, the database's oid, the timeline, the
-/// table's oid and its name.
-fn identity(options: &PostgresOptions, rights: Rights) -> String {
-    let system = if rights.system {
-        "(SELECT system_identifier::text FROM pg_control_system())"
-    } else {
-        "NULL::text"
-    };
-    let checkpoint = if rights.checkpoint {
-        "(SELECT timeline_id FROM pg_control_checkpoint())"
-    } else {
-        "NULL::int"
-    };
-    // What a checkpoint says is late after a promotion. A standby has no more to say than its receiver, if that may be seen.
-    let primary = if rights.log_file {
-        "('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
-    } else {
-        checkpoint
-    };
-    let table = format!("to_regclass({})", options.table.literal());
-    format!(
-        "{system}, (SELECT oid::text FROM pg_database WHERE datname = current_database()),
-         (CASE WHEN pg_is_in_recovery() THEN greatest({checkpoint}, (SELECT received_tli FROM pg_stat_wal_receiver))
-               ELSE {primary} END)::text,
-         {table}::oid::text,
-         (SELECT nspname || '.' || relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE c.oid = {table}),
-         current_user::text"
-    )
-}
-
-/// What the table that these options name is.
-pub async fn identify(session: &mut Session<'_>, options: &PostgresOptions) -> Result<Identity> {
-    let rights = format!("SELECT {}", Rights::SQL);
-    let rights = session.query_as(options, "looking at the server", &rights).await?;
-    let sql = format!("SELECT {}", identity(options, Rights::of(&rights, 0)?));
-    let found = session.query_as(options, "identifying the database", &sql).await?;
-    identified(options, &found, 0)
-}
-
-/// From the columns of [`identity`], of which the first is this one.
-///
-/// # Errors
-/// [`Error::Configuration`] when the server does not say which it is, and nothing stands for it.
-fn identified(options: &PostgresOptions, rows: &[PgRow], column: usize) -> Result<Identity> {
-    let first = rows
-        .first()
-        .ok_or_else(|| Error::internal("the database left an answer out"))?;
-    let given = |number: usize| text(first, column + number);
-    let timeline = given(2)?.and_then(|timeline| timeline.parse().ok());
-    let system = match (given(0)?, timeline, &options.database_id) {
-        (Some(system), Some(_), _) => system,
-        (_, _, Some(name)) => format!("name:{name}"),
-        (system, ..) => return Err(unidentified(options, system.is_none())),
-    };
-    let relation = match (given(3)?.and_then(|oid| oid.parse().ok()), given(4)?) {
-        (Some(oid), Some(name)) => Some(Relation { oid, name }),
-        _ => None,
-    };
-    let oid = relation.as_ref().map(|relation| relation.oid);
-    if options.relation.is_some() && options.relation != oid {
-        return Err(Error::configuration(format!(
-            "{} finds another table by the name {} than the site itself does (oid {}, not {}); is there a search_path, a role or a \
-             temporary table that only one of the two connections has?",
-            options.target.server(),
-            options.table.shown(),
-            oid.map_or_else(|| "none".to_owned(), |oid| oid.to_string()),
-            options.relation.unwrap_or_default()
-        )));
-    }
-    let user = said(rows, column + 5)?;
-    if let Some(wanted) = options.user.as_ref().filter(|wanted| **wanted != user) {
-        return Err(Error::configuration(format!(
-            "{} takes this connection for user {user:?}, and the site's own for {wanted:?}, who may see other rows; do both log in as the \
-             same user, or may this one SET ROLE to that one?",
-            options.target.server()
-        )));
-    }
-    Ok(Identity {
-        database: format!("{system}/{}", said(rows, column + 1)?),
-        timeline,
-        relation,
-    })
-}
-
-fn unidentified(options: &PostgresOptions, system: bool) -> Error {
-    let function = if system {
-        "pg_control_system()"
-    } else {
-        "pg_control_checkpoint()"
-    };
-    let user = options.role.as_ref().map_or(options.target.user(), Identifier::as_str);
-    Error::configuration(format!(
-        "{} does not tell user {user:?} which cluster it is, so its rows cannot be told from another's: GRANT EXECUTE ON FUNCTION {function} \
-         TO {user}; where the provider does not allow that, name the database yourself (database_id, in Django DATABASE_ID)",
-        options.target.server()
-    ))
-}
-
 pub fn milliseconds(time: Duration) -> u128 {
     time.as_millis().min(i32::MAX as u128)
 }
@@ -475,119 +356,4 @@ pub fn is_true(rows: &[PgRow], column: usize) -> Result<bool> {
 pub fn text(row: &PgRow, column: usize) -> Result<Option<String>> {
     row.try_get(column)
         .map_err(|error| Error::internal(format!("the database answered in another form: {error}")))
-}
-
-/// What a failure means and whether trying again can help. Never shows the password: the server does not
-/// know it, and sqlx's messages about the connection string are not used.
-pub fn failed(target: &Target, doing: &str, error: sqlx::Error) -> Error {
-    let server = target.server();
-    match error {
-        sqlx::Error::Database(error) => {
-            let sqlstate = error.code().map(std::borrow::Cow::into_owned);
-            let code = sqlstate.as_deref().unwrap_or_default();
-            let detail = error
-                .try_downcast_ref::<PgDatabaseError>()
-                .and_then(PgDatabaseError::detail)
-                .map(|detail| format!(" ({detail})"))
-                .unwrap_or_default();
-            // A pooler answers a wrong password or database with this code; later it is one of its timeouts.
-            let refused_by_pooler = code == "08P01" && doing == CONNECTING;
-            let retryable = !refused_by_pooler
-                && (matches!(
-                    code,
-                    "25P03" | "40001" | "40P01" | "55P03" | "57P01" | "57P02" | "57P03" | "57P05" | "57014"
-                ) || code.starts_with("53")
-                    || code.starts_with("08"));
-            let advice = match code {
-                "57014" => "; raise statement_timeout, or find out what slows the database down",
-                "25P04" => {
-                    "; transaction_timeout has ended it: ALTER ROLE ... SET transaction_timeout = 0 for this user, or raise it"
-                }
-                "25P03" => {
-                    "; idle_in_transaction_session_timeout has ended it, because this process was slow: try again later, and if it goes on, \
-                     ALTER ROLE ... SET idle_in_transaction_session_timeout = 0 for this user, or raise statement_timeout"
-                }
-                "57P05" => {
-                    "; idle_session_timeout has ended it in a pause: ALTER ROLE ... SET idle_session_timeout = 0 for this user, or make pauses \
-                     shorter, and run it again"
-                }
-                "57P01" => "; the server is being stopped, or somebody used pg_terminate_backend; try again later",
-                "55P03" => "; somebody holds a lock on the table, try again later",
-                "28P01" | "28000" => "; check user, password and pg_hba.conf",
-                "3D000" => "; check the database's name",
-                "42501" if doing == LOCKING => {
-                    "; grant SELECT, UPDATE (which locking a row needs) and DELETE on the table to this user"
-                }
-                "42501" => "; grant SELECT on the table, and USAGE on its schema, to this user",
-                "23503" => {
-                    "; a row of that table refers to one that was to be deleted: delete it first, or keep the day"
-                }
-                "25P02" | "25P01" => {
-                    "; is a pooler in statement mode in between? It has to be transaction or session mode"
-                }
-                _ if refused_by_pooler => "; check user, password and the database's name, here and in the pooler",
-                _ if retryable => "; try again later",
-                _ => "",
-            };
-            Error::Database {
-                message: format!(
-                    "{server} refused {doing} as user {:?}: {}{detail} [{code}]{advice}",
-                    target.user(),
-                    error.message()
-                ),
-                sqlstate,
-                retryable,
-            }
-        }
-        sqlx::Error::Tls(error) => Error::Database {
-            message: format!("no TLS connection to {server}: {error}; check sslmode, sslrootcert and the host's name"),
-            sqlstate: None,
-            retryable: false,
-        },
-        sqlx::Error::Io(error) => {
-            // rustls reports what it thinks of a certificate as an I/O error.
-            let certificate = error.kind() == std::io::ErrorKind::InvalidData;
-            // In the middle of a COPY sqlx waits for more after the server's last words, and loses them.
-            let advice = if certificate {
-                "check sslmode, sslrootcert and the host's name"
-            } else if doing == CONNECTING {
-                "is the server running and reachable?"
-            } else {
-                "the log of the server, or of the pooler in between, says why: a restart, pg_terminate_backend, or a timeout of this user's \
-                 (transaction_timeout, idle_in_transaction_session_timeout, idle_session_timeout); try again later"
-            };
-            Error::Database {
-                message: format!("{server} could not be reached or went away while {doing}: {error}; {advice}"),
-                sqlstate: None,
-                retryable: !certificate,
-            }
-        }
-        sqlx::Error::Configuration(_) => Error::configuration(format!(
-            "the connection settings for {server} are not usable; check the certificates' files"
-        )),
-        // sqlx gives up such a message with all that is in it, its SQLSTATE too.
-        sqlx::Error::Protocol(why) if why.contains("non-UTF-8") => Error::Database {
-            message: format!(
-                "{server} refused {doing} as user {:?} in words that are not UTF-8, so that not even their code can be read; the server's log \
-                 has them. While connecting it is mostly a wrong password, user or database, or pg_hba.conf. \
-                 With lc_messages = 'C', or one in UTF-8, they can be read",
-                target.user()
-            ),
-            sqlstate: None,
-            retryable: false,
-        },
-        // What is said before a session begins is about logging in.
-        error if doing == CONNECTING => Error::Database {
-            message: format!(
-                "{doing} to {server} failed: {error}; check host and port, user, password and pg_hba.conf"
-            ),
-            sqlstate: None,
-            retryable: false,
-        },
-        error => Error::Database {
-            message: format!("{doing} at {server} failed: {error}"),
-            sqlstate: None,
-            retryable: matches!(error, sqlx::Error::Protocol(_)),
-        },
-    }
 }

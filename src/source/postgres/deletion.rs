@@ -6,11 +6,11 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 
 use super::connect::{
-    ALL_ROWS, KNOWS_TRANSACTION_TIMEOUT, LOCKING, NO_TRANSACTION_TIMEOUT, Session, hidden_rows, identify, is_true,
-    milliseconds,
+    ALL_ROWS, KNOWS_TRANSACTION_TIMEOUT, LOCKING, NO_TRANSACTION_TIMEOUT, Session, hidden_rows, is_true, milliseconds,
 };
 use super::copy::Decoder;
 use super::effects::{Effects, effects};
+use super::identity::identify;
 use super::{Dates, PostgresSource, Unique, date_type, list, number};
 use crate::error::{Error, Kind, Result};
 use crate::keys::Day;

@@ -6,6 +6,8 @@ pub mod connect;
 pub mod copy;
 pub mod deletion;
 pub mod effects;
+pub mod identity;
+pub mod refusal;
 mod standby;
 pub mod target;
 mod tls;
@@ -20,8 +22,9 @@ use sqlx::postgres::PgRow;
 
 pub use config::PostgresOptions;
 use config::{Identifier, SlugTable, Table};
-use connect::{Session, Snapshot, identify, is_true, text};
+use connect::{Session, Snapshot, is_true, text};
 use copy::{Decoder, Layout};
+use identity::identify;
 pub use target::Target;
 
 use super::{BadRows, LeftRow, Sink, Slugs, Source, Summary};
@@ -405,7 +408,7 @@ impl Source for PostgresSource {
         self.excluded = projects.to_vec();
     }
 
-    fn expect(&mut self, ids: Arc<[i64]>) {
+    fn look_for(&mut self, ids: Arc<[i64]>) {
         self.expected = ids;
     }
 
