@@ -490,10 +490,11 @@ def test_a_querier_that_believes_files_for_long_believes_the_list_for_a_minute(s
     assert views("going", querier) == [190, 190]
     code = (
         "import json, sys; from parquet_analytics import ParquetAnalyticsExporter as Exporter\n"
-        "Exporter(sys.argv[1], storage_options=json.loads(sys.argv[2])).erase_project(int(sys.argv[3]))"
+        "url, options, source, project = sys.argv[1:]\n"
+        "Exporter(url, storage_options=json.loads(options), source=source).erase_project(int(project))"
     )
     # In another process, since this one knows at once what it wrote.
-    command = [sys.executable, "-c", code, place.url, json.dumps(place.options()), str(going)]
+    command = [sys.executable, "-c", code, place.url, json.dumps(place.options()), site, str(going)]
     subprocess.run(command, check=True)
     assert views("going", querier) == [190, 190]
     time.sleep(61)
