@@ -16,11 +16,12 @@ use crate::publish::ignored_conditions;
 use crate::remaining::Remaining;
 use crate::rows::{Match, RowIndex, RowIndexBuilder};
 use crate::runtime::{Cancel, block_on};
+use crate::source::Source;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::deletion::{Deleter, Limits};
 use crate::steps::{Step, reached};
 use crate::store::{Got, IfVersion, Kind, Part, Store};
-use crate::stored::{StoredDay, id_column};
+use crate::stored::StoredDay;
 use crate::verify::{Differences, compare, verify};
 
 /// How often rows that somebody else had locked are tried again, and the pause before.
@@ -132,10 +133,13 @@ pub fn delete(
         let stored = verify(store, &options.prefix, day, cancel)?.stored;
         check_version(store, &stored, options)?;
         check_whole(&stored)?;
+        let index = index(&stored, cancel)?;
         let mut deletion = Deletion {
             source,
             store,
-            index: index(&stored, cancel)?,
+            gone: vec![false; index.len()],
+            certain: !matches!(stored.remaining, Some(Remaining::Unknown | Remaining::AtMost(_))),
+            index,
             stored,
             options,
             progress,
@@ -260,6 +264,10 @@ struct Deletion<'a> {
     progress: &'a DeleteProgress,
     cancel: &'a Cancel,
     index: RowIndex,
+    /// Which of the index's rows this deletion has deleted, by their number.
+    gone: Vec<bool>,
+    /// Whether other rows of the file that are not in the table were deleted is known.
+    certain: bool,
     deleted: u64,
     batches: u64,
     begun: Instant,
@@ -297,7 +305,7 @@ impl Deletion<'_> {
             self.pass(&mut deleter, &busy)?;
             rest = self.report()?;
         }
-        if begun || matches!(self.stored.remaining, Some(Remaining::Unknown | Remaining::AtMost(_))) {
+        if begun || !self.certain {
             self.end(&rest)?;
         }
         block_on(self.cancel, async {
@@ -336,10 +344,17 @@ impl Deletion<'_> {
             }
             self.wait_for_replicas(deleter)?;
             self.check_still_stored()?;
-            let index = &self.index;
-            let mut unchanged = |batch: &RecordBatch| unchanged(index, batch);
-            let batch = block_on(self.cancel, deleter.batch(self.stored.day, some, &mut unchanged))?;
+            let (index, mut going) = (&self.index, Vec::new());
+            let mut decide = |batch: &RecordBatch| {
+                let before = going.len();
+                going.extend(unchanged(index, batch)?);
+                Ok(going[before..].iter().map(|number| index.id(*number)).collect())
+            };
+            let batch = block_on(self.cancel, deleter.batch(self.stored.day, some, &mut decide))?;
             self.deleted += batch.deleted;
+            for number in going {
+                self.gone[number] = true;
+            }
             self.batches += 1;
             self.progress.looked_at.fetch_add(some.len() as u64, Ordering::Relaxed);
             self.hold_rate()?;
@@ -347,10 +362,21 @@ impl Deletion<'_> {
         Ok(())
     }
 
-    /// What the database has of the day now.
+    /// What the database has of the day now, and of its rows on other dates.
     fn report(&self) -> Result<Differences> {
         reached(self.stored.day, Step::DeleteReporting);
-        compare(&self.stored, &mut self.source.clone(), self.cancel)
+        let is_gone = |id| {
+            self.stored
+                .remaining
+                .as_ref()
+                .and_then(|remaining| remaining.is_gone(id))
+                == Some(true)
+        };
+        let rest = self.index.ids().zip(&self.gone);
+        let rest = rest.filter_map(|(id, gone)| (!gone && !is_gone(id)).then_some(id));
+        let mut source = self.source.clone();
+        source.look_for(rest.collect());
+        compare(&self.stored, &mut source, self.cancel)
     }
 
     /// Sleeps until no more than the allowed rows a second were deleted.
@@ -433,13 +459,11 @@ impl Deletion<'_> {
     }
 }
 
-/// The ids of a batch's rows that are as they were exported.
-fn unchanged(index: &RowIndex, batch: &RecordBatch) -> Result<Vec<i64>> {
-    let same = index.matches(batch)?;
-    let ids = id_column(batch)?;
-    Ok(ids
-        .into_iter()
-        .zip(same)
-        .filter_map(|(id, found)| matches!(found, Match::Same(_)).then_some(id))
-        .collect())
+/// The numbers of a batch's rows that are as they were exported.
+fn unchanged(index: &RowIndex, batch: &RecordBatch) -> Result<Vec<usize>> {
+    let same = index.matches(batch)?.into_iter().filter_map(|found| match found {
+        Match::Same(number) => Some(number),
+        _ => None,
+    });
+    Ok(same.collect())
 }

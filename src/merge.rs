@@ -12,7 +12,7 @@ use crate::remaining::Remaining;
 use crate::rows::{Match, RowIndex};
 use crate::runtime::Cancel;
 use crate::schema;
-use crate::source::LeftRow;
+use crate::source::{Elsewhere, LeftRow};
 use crate::stored::{StoredDay, id_column};
 use crate::tally::Tally;
 
@@ -29,6 +29,8 @@ pub struct Merged {
     pub moved: u64,
     /// Rows of the source whose id means another row in the store, ascending.
     pub conflicts: Vec<Conflict>,
+    /// Whether a kept row may live on another date, or have been deleted by a deletion that was broken off.
+    pub undecided: bool,
     /// Which of the stored rows the database still has, once rows were deleted.
     pub remaining: Option<Remaining>,
 }
@@ -71,19 +73,36 @@ impl Conflict {
 pub struct Known<'a> {
     /// Projects whose rows are not stored any more, ascending.
     pub erased: &'a [i32],
-    /// Ids that live on another date in the source, ascending.
-    pub moved: &'a [i64],
+    /// Ids that live on another date in the source.
+    pub elsewhere: &'a Elsewhere,
     /// Which stored rows are still in the database, if any were deleted.
     pub remaining: Option<&'a Remaining>,
-    /// A row that is known to be in the database still may have got another project or path.
+    /// The database's word counts: a row that it still has may have got another project or path, and one that a broken-off
+    /// deletion may have deleted is the one with its id that lives on another date.
     pub corrections: bool,
 }
 
 impl Known<'_> {
+    /// Whether the stored row with this id has left the database; `None` when that is not known.
+    fn is_gone(&self, id: i64) -> Option<bool> {
+        self.remaining.map_or(Some(false), |remaining| remaining.is_gone(id))
+    }
+
+    /// Whether the stored row with this id lives on another date; `None` when that is not known. A row with the id of one
+    /// that was deleted is another row.
+    fn has_moved(&self, id: i64) -> Option<bool> {
+        if self.elsewhere.moved.binary_search(&id).is_err() {
+            return Some(false);
+        }
+        match self.is_gone(id) {
+            None => self.corrections.then_some(true),
+            Some(gone) => Some(!gone),
+        }
+    }
+
     /// Why a row of the source does not take the place of the stored row with its id, if so.
     fn conflict(&self, id: i64, found: Match) -> Option<Why> {
-        let gone = self.remaining.map_or(Some(false), |remaining| remaining.is_gone(id));
-        match (found, gone) {
+        match (found, self.is_gone(id)) {
             (Match::Absent | Match::Same(_), _) => None,
             (_, None) => Some(Why::Undecided),
             (_, Some(true)) => Some(Why::GivenOutAgain),
@@ -111,9 +130,14 @@ pub fn merge(
         let ids = id_column(&batch)?;
         let mut absent = Vec::with_capacity(ids.len());
         for (id, found) in ids.into_iter().zip(matches) {
-            let moved = found == Match::Absent && known.moved.binary_search(&id).is_ok();
-            merged.moved += u64::from(moved);
-            absent.push(Some(found == Match::Absent && !moved));
+            let moved = if found == Match::Absent {
+                known.has_moved(id)
+            } else {
+                Some(false)
+            };
+            merged.moved += u64::from(moved == Some(true));
+            merged.undecided |= moved.is_none();
+            absent.push(Some(found == Match::Absent && moved != Some(true)));
             matched += u64::from(found != Match::Absent);
             merged.changed += u64::from(matches!(found, Match::Changed(_) | Match::Conflict(_)));
             let conflict = known.conflict(id, found).map(|why| Conflict { id, why });

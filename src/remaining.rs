@@ -28,31 +28,27 @@ impl Remaining {
         }
     }
 
-    /// As a deletion leaves it, when it has found rows with these ids (ascending) last.
-    pub fn ended(&self, found: impl Iterator<Item = i64>) -> Self {
+    /// As a deletion leaves it, when it has found rows with these ids last; of some it may be `undecided` whether they are the
+    /// stored ones.
+    pub fn ended(&self, found: impl Iterator<Item = i64>, undecided: bool) -> Self {
         // One that had gone before is another row with its id.
-        Self::only(found.filter(|id| self.is_gone(*id) != Some(true)).collect())
+        let found = ascending(found.filter(|id| self.is_gone(*id) != Some(true)));
+        listed(found, if undecided { Self::AtMost } else { Self::Only })
     }
 
-    /// As an export finds it, whose source has rows with these ids, ascending; of some others it is `undecided` whether they
-    /// are the stored ones.
+    /// As an export finds it, whose source has rows with these ids; of some others it is `undecided` whether they are the
+    /// stored ones.
     pub fn seen(&self, found: impl Iterator<Item = i64>, undecided: bool) -> Self {
         match self {
-            Self::AtMost(ids) if undecided => {
-                let mut all: Vec<i64> = found.chain(ids.iter().copied()).collect();
-                all.sort_unstable();
-                all.dedup();
-                listed(all, Self::AtMost)
-            }
+            Self::AtMost(ids) if undecided => listed(ascending(found.chain(ids.iter().copied())), Self::AtMost),
             _ if undecided => Self::Unknown,
-            _ => Self::only(found.collect()),
+            _ => Self::only(ascending(found)),
         }
     }
 
     /// The rows with these ids, in any order.
-    pub fn of(mut ids: Vec<i64>) -> Self {
-        ids.sort_unstable();
-        Self::only(ids)
+    pub fn of(ids: Vec<i64>) -> Self {
+        Self::only(ascending(ids.into_iter()))
     }
 
     fn only(ids: Vec<i64>) -> Self {
@@ -67,6 +63,13 @@ impl Remaining {
             Self::Only(ids) => Some(ids.binary_search(&id).is_err()),
         }
     }
+}
+
+fn ascending(ids: impl Iterator<Item = i64>) -> Vec<i64> {
+    let mut ids: Vec<i64> = ids.collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }
 
 fn listed(ids: Vec<i64>, how: impl Fn(Vec<i64>) -> Remaining) -> Remaining {

@@ -9,7 +9,7 @@ use crate::keys::{Day, Prefix, Scope};
 use crate::position::Position;
 use crate::rows::{Match, RowIndexBuilder};
 use crate::runtime::{Cancel, block_on};
-use crate::source::{BadRows, LeftRow, Source};
+use crate::source::{BadRows, Elsewhere, LeftRow, Source};
 use crate::store::Store;
 use crate::stored::{StoredDay, id_column};
 use crate::tally::Tally;
@@ -56,6 +56,8 @@ pub struct Differences {
     pub unchanged: Vec<i64>,
     /// Rows of the source with a value that does not fit a file; those in the file count as changed as well.
     pub left: Vec<LeftRow>,
+    /// In the file, and on another date in the source: those of them that were looked for.
+    pub elsewhere: Vec<i64>,
     /// Where in its history the source was asked, if it has one.
     pub position: Option<Position>,
     pub snapshot_time: DateTime<Utc>,
@@ -71,7 +73,10 @@ pub fn compare(stored: &StoredDay, source: &mut dyn Source, cancel: &Cancel) -> 
     let index = index.finish()?;
     let left: HashSet<i64> = summary.left.iter().map(|row| row.id).collect();
     let mut seen = vec![false; index.len()];
+    let Elsewhere { mut moved, adrift } = summary.elsewhere;
+    moved.extend(adrift);
     let mut found = Differences {
+        elsewhere: moved,
         left: summary.left,
         position: summary.position,
         snapshot_time: summary.snapshot_time,

@@ -18,6 +18,7 @@ from parquet_analytics.exceptions import (
     DayLost,
     DeletionRefused,
     IdConflict,
+    InvalidInput,
     VerificationFailed,
 )
 
@@ -91,6 +92,98 @@ def test_a_row_that_moved_back_is_there_again(place: Place, filled: str) -> None
     for day in (DAY, NEXT):
         exporter.export_daily_pageviews(day)
     assert views_of(place, KEY, NEXT_KEY) == {1: 10, 2: 5, 3: 1}
+
+
+def test_a_row_that_moves_while_its_day_is_deleted_leaves_it(place: Place, filled: str) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+
+    def move(rows: int, total: int | None) -> None:
+        if rows == 1:
+            execute(filled, MOVE)
+
+    assert exporter.delete_exported_pageviews(DAY, batch_rows=1, pause=0.5, progress=move)["deleted"] == 2
+    assert metadata(place)["remaining"] == "2"
+    for day in (NEXT, DAY):
+        exporter.export_daily_pageviews(day)
+    assert views_of(place, KEY, NEXT_KEY) == {1: 10, 2: 5, 3: 1}
+
+
+# The same page as the deleted row's, or another.
+@pytest.mark.parametrize("path", ["/install.html", "/new.html"])
+def test_an_id_that_is_given_out_again_on_another_date_is_another_row(place: Place, filled: str, path: str) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    exporter.delete_exported_pageviews(DAY)
+    again = f"""
+        INSERT INTO analytics_pageview (id, path, full_path, view_count, date, status, project_id, version_id)
+        VALUES (2, '{path}', NULL, 70, '2026-07-02', 200, 7, 5)
+    """
+    execute(filled, again, LATE)
+    result = exporter.export_daily_pageviews(DAY)
+    assert (result["moved"], result["kept"], result["added"]) == (0, 3, 1)
+    exporter.export_daily_pageviews(NEXT)
+    assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
+    exporter.export_daily_pageviews(DAY)
+    assert counts(stored(place)) == {1: 10, 2: 4, 3: 1, 9: 2}
+    assert counts(stored(place, NEXT_KEY)) == {2: 70}
+    with pytest.raises(InvalidInput, match="holds 3 rows"):
+        exporter.export_daily_pageviews(DAY, replace=True)
+
+
+def test_what_a_broken_off_deletion_leaves_open_is_not_taken_for_moved(place: Place, filled: str) -> None:
+    """The row may have been deleted, and its id been given out again."""
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+
+    def stop(rows: int, total: int | None) -> None:
+        if rows:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        exporter.delete_exported_pageviews(DAY, batch_rows=1, pause=0.5, progress=stop)
+    execute(filled, MOVE.replace("id = 2", "id = 3"), LATE)
+    assert 3 in left(filled)
+    result = exporter.export_daily_pageviews(DAY)
+    assert (result["moved"], counts(stored(place))[3]) == (0, 1)
+    exporter.delete_exported_pageviews(DAY)
+    result = exporter.export_daily_pageviews(NEXT)
+    with pytest.raises(DeletionRefused, match=saying("on_id_conflict", "2026-07-01", "id 3")) as caught:
+        exporter.delete_exported_pageviews(NEXT)
+    assert [str(day) for day in caught.value.export_first] == ["2026-07-01"]
+    # Somebody has looked, and it is the same row.
+    result = exporter.export_daily_pageviews(DAY, on_id_conflict="database")
+    assert (result["moved"], 3 in counts(stored(place))) == (1, False)
+    assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
+    assert counts(stored(place, NEXT_KEY)) == {3: 2}
+
+
+# What a file cannot hold, and what was there before.
+UNFIT = [
+    ("status = 100000", "status = 200"),
+    ("date = 'infinity'", "date = '2026-07-01'"),
+]
+
+
+@pytest.mark.parametrize(("unfit", "repaired"), UNFIT)
+def test_a_row_that_a_deletion_left_may_be_unfit_for_a_while(
+    place: Place, filled: str, unfit: str, repaired: str
+) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    with psycopg.connect(filled) as other:
+        other.execute("SELECT 1 FROM analytics_pageview WHERE id = 1 FOR UPDATE")
+        exporter.delete_exported_pageviews(DAY)
+    execute(filled, f"UPDATE analytics_pageview SET {unfit} WHERE id = 1", LATE)
+    exporter.export_daily_pageviews(DAY, on_bad_row="leave")
+    execute(filled, f"UPDATE analytics_pageview SET {repaired}, view_count = 11 WHERE id = 1")
+    result = exporter.export_daily_pageviews(DAY)
+    assert (result["changed"], result["left"]) == (1, 0)
+    assert counts(stored(place)) == {1: 11, 2: 4, 3: 1, 9: 2}
+    assert exporter.delete_exported_pageviews(DAY)["deleted"] == 2
+    execute(filled, AGAIN)
+    with pytest.raises(IdConflict):
+        exporter.export_daily_pageviews(DAY)
 
 
 def test_replacing_a_day_is_no_loss_of_rows_that_moved(place: Place, filled: str) -> None:

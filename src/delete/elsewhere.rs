@@ -1,5 +1,6 @@
 //! Rows of a day that other days' files have too. They moved from there, and their old day was not exported since; once they are
-//! deleted, nobody could tell any more that one of the two is old.
+//! deleted, nobody could tell any more that one of the two is old. Where the other file says that its row was deleted, the id
+//! was given out again, and both are right.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::footer::Footer;
 use crate::keys::{Day, Prefix, Scope};
 use crate::plan::Filter;
+use crate::remaining::Remaining;
 use crate::rows::RowIndex;
 use crate::runtime::{Cancel, block_on};
 use crate::scan::{Options, Scan};
@@ -43,7 +45,9 @@ pub(super) fn refuse_rows_of_other_days(
     Err(Error::DeletionRefused {
         message: format!(
             "rows of this day are in the files of other days too ({}; on {first} that with id {}{}): they moved from there, and those days \
-             were not exported since. Export them again first, which takes these rows out of their files",
+             were not exported since. Export them again first, which takes these rows out of their files. If a deletion of such a \
+             day was broken off, run it again; if it leaves the row, export that day with on_id_conflict=\"database\" when both \
+             are the same row, or give the row of this day another id",
             shown.join(", "),
             ids.first().copied().unwrap_or_default(),
             if ids.len() > 1 { " and others" } else { "" }
@@ -52,20 +56,31 @@ pub(super) fn refuse_rows_of_other_days(
     })
 }
 
-/// The other days that have ids between which some of these rows' lie.
-async fn suspects(store: &Store, prefix: &Prefix, day: Day, rows: &RowIndex) -> Result<Vec<Day>> {
+/// The other days that have ids between which some of these rows' lie, and which of their rows the database still has, if any
+/// were deleted.
+async fn suspects(
+    store: &Store,
+    prefix: &Prefix,
+    day: Day,
+    rows: &RowIndex,
+) -> Result<BTreeMap<Day, Option<Remaining>>> {
     let days = stored_days(store, prefix).await?;
     let tail = cache::tail_guess(store, days.len());
-    let found: Vec<Option<Day>> = stream::iter(days.into_iter().filter(|other| *other != day))
+    let found: Vec<Option<(Day, Option<Remaining>)>> = stream::iter(days.into_iter().filter(|other| *other != day))
         .map(|other| async move {
             let key = prefix.key(&Scope::Day, other);
             let loaded = cache::load(store, &key, Duration::ZERO, tail)
                 .await
                 .map_err(|error| error.on_day(other))?;
-            Ok::<_, Error>(match loaded.known {
-                Known::Present(footer) => between(&footer, rows).then_some(other),
-                _ => None,
-            })
+            let Known::Present(footer) = loaded.known else {
+                return Ok(None);
+            };
+            if !between(&footer, rows) {
+                return Ok(None);
+            }
+            let remaining = said(&footer, meta::REMAINING).map(str::parse).transpose();
+            let remaining = remaining.map_err(|error: Error| error.on_day(other))?;
+            Ok::<_, Error>(Some((other, remaining)))
         })
         .buffered(AT_ONCE)
         .try_collect()
@@ -75,25 +90,26 @@ async fn suspects(store: &Store, prefix: &Prefix, day: Day, rows: &RowIndex) -> 
 
 /// Whether one of the rows has an id between a file's smallest and greatest. A file that does not say which those are is looked into.
 fn between(footer: &Footer, rows: &RowIndex) -> bool {
-    let pairs = footer.metadata().file_metadata().key_value_metadata();
-    let about = |name| {
-        let mut pairs = pairs.into_iter().flatten();
-        pairs
-            .find(|pair| pair.key == name)
-            .and_then(|pair| pair.value.as_deref())
-    };
-    let ids = about(meta::IDS).and_then(|ids| ids.split_once(' '));
+    let ids = said(footer, meta::IDS).and_then(|ids| ids.split_once(' '));
     match ids.and_then(|(first, last)| Some((first.parse().ok()?, last.parse().ok()?))) {
         Some((first, last)) => rows.has_between(first, last),
         None => footer.rows() > 0,
     }
 }
 
+fn said<'a>(footer: &'a Footer, name: &str) -> Option<&'a str> {
+    let pairs = footer.metadata().file_metadata().key_value_metadata();
+    let mut pairs = pairs.into_iter().flatten();
+    pairs
+        .find(|pair| pair.key == name)
+        .and_then(|pair| pair.value.as_deref())
+}
+
 /// The rows that these days' files have too, by day.
 fn shared(
     store: &Store,
     prefix: &Prefix,
-    days: &[Day],
+    days: &BTreeMap<Day, Option<Remaining>>,
     rows: &RowIndex,
     cancel: &Cancel,
 ) -> Result<BTreeMap<Day, Vec<i64>>> {
@@ -105,7 +121,7 @@ fn shared(
     let scan = Scan::new(
         store.clone(),
         prefix,
-        days.iter().copied(),
+        days.keys().copied(),
         Filter::default(),
         Options::default(),
         cancel.clone(),
@@ -117,8 +133,10 @@ fn shared(
         let ids = batch.column(0).as_primitive_opt::<Int64Type>().ok_or_else(wrong)?;
         let dates = batch.column(1).as_primitive_opt::<Date32Type>().ok_or_else(wrong)?;
         for (id, date) in ids.values().iter().zip(dates.values()) {
-            if rows.has(*id) {
-                let day = Day::from_date32(*date).ok_or_else(wrong)?;
+            let day = Day::from_date32(*date).ok_or_else(wrong)?;
+            let remaining = days.get(&day).and_then(Option::as_ref);
+            let gone = remaining.and_then(|remaining| remaining.is_gone(*id)) == Some(true);
+            if !gone && rows.has(*id) {
                 found.entry(day).or_default().push(*id);
             }
         }

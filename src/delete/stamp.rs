@@ -40,10 +40,16 @@ impl Deletion<'_> {
         let Some(position) = rest.position.clone() else {
             return Err(Error::internal("the database does not say where in its history it is"));
         };
-        let mut ids: Vec<i64> = rest.changed.iter().chain(&rest.unchanged).copied().collect();
-        ids.sort_unstable();
         let before = self.stored.remaining.as_ref().unwrap_or(&Remaining::Unknown);
-        let remaining = before.ended(ids.into_iter());
+        let ids = rest
+            .changed
+            .iter()
+            .chain(&rest.unchanged)
+            .chain(&rest.elsewhere)
+            .copied();
+        // What a broken-off deletion had deleted is not known: an id on another date may have been given out again.
+        let undecided = !self.certain && !rest.elsewhere.is_empty();
+        let remaining = before.ended(ids, undecided);
         self.stamp(&position, rest.snapshot_time, &remaining)
     }
 

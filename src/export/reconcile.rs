@@ -83,8 +83,8 @@ impl Export<'_> {
 
     /// Adds the stored rows that the source does not have, or refuses to drop them.
     pub(super) fn merge(&self, stored: &Stored, rows: Rows, summary: &Summary, sorter: &mut Sorter) -> Result<Merged> {
-        let (stored, source) = match (stored, rows) {
-            (Stored::Day(stored, _), Rows::Indexed(source)) => (stored, source),
+        let (stored, ids, source) = match (stored, rows) {
+            (Stored::Day(stored, ids), Rows::Indexed(source)) => (stored, ids, source),
             (_, Rows::Indexed(source)) => return Ok(Merged::all(source.len() as u64)),
             (_, Rows::Unindexed(rows)) => return Ok(Merged::all(rows)),
         };
@@ -99,14 +99,14 @@ impl Export<'_> {
         let remaining = stored.remaining.as_ref();
         let known = Known {
             erased: &self.erased.ids,
-            moved: &summary.moved,
+            elsewhere: &summary.elsewhere,
             // With a restored database, rows that were deleted are there again.
             remaining: remaining.filter(|_| !self.options.accept_moved_database),
             corrections: self.options.on_conflict == OnConflict::Database,
         };
         if !self.options.replace {
             let mut merged = merge(stored, &source, &known, |kept| sorter.push(kept), self.cancel)?;
-            merged.remaining = self.remaining(remaining, &source, &merged, summary);
+            merged.remaining = self.remaining(stored, ids, &source, &merged, summary);
             return Ok(merged);
         }
         let merged = merge(stored, &source, &known, |_| Ok(()), self.cancel)?;
@@ -170,20 +170,28 @@ impl Export<'_> {
     /// Which rows the database still has, of a day of which rows were deleted: as it shows in this snapshot.
     fn remaining(
         &self,
-        known: Option<&Remaining>,
+        stored: &StoredDay,
+        ids: &[i64],
         source: &RowIndex,
         merged: &Merged,
         summary: &Summary,
     ) -> Option<Remaining> {
-        let known = known?;
+        let known = stored.remaining.as_ref()?;
         if summary.counted.is_none() {
-            Some(known.clone())
-        } else if merged.kept.rows == 0 {
-            None
-        } else {
-            let undecided = self.left_out.iter().any(|row| row.why == Why::Undecided);
-            Some(known.seen(source.ids(), undecided))
+            return Some(known.clone());
         }
+        if merged.kept.rows == 0 {
+            return None;
+        }
+        // What the file has from before, although it could not take it as it is now.
+        let unfit = summary.left.iter().map(|row| row.id);
+        let unfit = unfit.chain(summary.elsewhere.adrift.iter().copied());
+        let unfit = unfit.filter(|id| ids.binary_search(id).is_ok() && known.is_gone(*id) != Some(true));
+        let unfit: Vec<i64> = unfit.collect();
+        let undecided = merged.undecided
+            || self.left_out.iter().any(|row| row.why == Why::Undecided)
+            || unfit.iter().any(|id| known.is_gone(*id).is_none());
+        Some(known.seen(source.ids().chain(unfit), undecided))
     }
 
     /// Lets the next attempt pass over rows whose ids are taken, where that is wanted.

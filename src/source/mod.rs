@@ -27,7 +27,7 @@ pub trait Source: Send {
     fn exclude(&mut self, _projects: &[i32]) {}
 
     /// Ids, ascending, that are stored of the day: of those that are read no more, a database says which live on another
-    /// date, in [`Summary::moved`].
+    /// date, in [`Summary::elsewhere`].
     fn look_for(&mut self, _ids: Arc<[i64]>) {}
 
     /// Rows, by id ascending, that are from now on neither handed over nor counted, as far as the source counts.
@@ -103,10 +103,18 @@ pub struct Summary {
     pub earlier_rows: Option<bool>,
     /// Rows that were not handed over, because a value does not fit.
     pub left: Vec<LeftRow>,
-    /// Of the expected ids, those that live on another date, ascending.
-    pub moved: Vec<i64>,
+    /// Of the expected ids, those that live on another date.
+    pub elsewhere: Elsewhere,
     /// Slugs by id, when the batches came without them.
     pub slugs: Option<Slugs>,
+}
+
+/// Ids of rows that live on another date than the day that was read, ascending.
+#[derive(Debug, Clone, Default)]
+pub struct Elsewhere {
+    pub moved: Vec<i64>,
+    /// On a date that no file can have.
+    pub adrift: Vec<i64>,
 }
 
 #[derive(Debug, Clone, Default)]

@@ -27,7 +27,7 @@ use copy::{Decoder, Layout};
 use identity::identify;
 pub use target::Target;
 
-use super::{BadRows, LeftRow, Sink, Slugs, Source, Summary};
+use super::{BadRows, Elsewhere, LeftRow, Sink, Slugs, Source, Summary};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::position::{Identity, Position};
@@ -261,7 +261,8 @@ impl PostgresSource {
         } else {
             None
         };
-        let moved = self.moved(&mut snapshot, day, dates, &seen.missing(), cancel).await?;
+        let missing = seen.missing();
+        let elsewhere = self.elsewhere(&mut snapshot, day, dates, &missing, cancel).await?;
         let position = snapshot.position().await?;
         snapshot.commit().await?;
         log::debug!("{day}: {} rows copied from {}", decoder.rows(), self.shown());
@@ -272,7 +273,7 @@ impl PostgresSource {
             counted: Some(counted),
             earlier_rows,
             left: decoder.left().to_vec(),
-            moved,
+            elsewhere,
             slugs: Some(Slugs { projects, versions }),
         })
     }
@@ -322,33 +323,39 @@ impl PostgresSource {
         Ok(counted)
     }
 
-    /// Those of these rows (ids ascending) that live on another date now. A date that no file can have is none.
-    async fn moved(
+    /// Those of these rows that live on another date now.
+    async fn elsewhere(
         &self,
         snapshot: &mut Snapshot<'_>,
         day: Day,
         dates: Dates,
         ids: &[i64],
         cancel: &Cancel,
-    ) -> Result<Vec<i64>> {
+    ) -> Result<Elsewhere> {
         let (table, columns) = (&self.options.table, &self.options.columns);
-        let mut moved = Vec::new();
+        let mut found = Elsewhere::default();
         for some in ids.chunks(IDS_AT_ONCE) {
             cancel.check()?;
             let sql = format!(
-                "SELECT {0}::text FROM {table} WHERE {0} = ANY('{{{1}}}'::bigint[]) AND NOT ({2})
-                 AND {3} >= '0001-01-01' AND {3} < '10000-01-01'",
+                "SELECT {0}::text, coalesce({3} >= '0001-01-01' AND {3} < '10000-01-01', false)::text
+                 FROM {table} WHERE {0} = ANY('{{{1}}}'::bigint[]) AND ({2}) IS NOT TRUE",
                 columns.id,
                 list(some),
                 self.on(day, dates),
                 columns.date
             );
             for row in &snapshot.query("looking for rows that have moved", &sql).await? {
-                moved.push(number(row, 0)?);
+                let ids = if is_true(std::slice::from_ref(row), 1)? {
+                    &mut found.moved
+                } else {
+                    &mut found.adrift
+                };
+                ids.push(number(row, 0)?);
             }
         }
-        moved.sort_unstable();
-        Ok(moved)
+        found.moved.sort_unstable();
+        found.adrift.sort_unstable();
+        Ok(found)
     }
 
     async fn has_earlier_rows(&self, snapshot: &mut Snapshot<'_>, day: Day, dates: Dates) -> Result<bool> {
