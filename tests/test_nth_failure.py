@@ -3,8 +3,12 @@ fault. After each nothing is lost or doubled, and the same call made again ends 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+import signal
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,6 +51,39 @@ class NthRequest:
             return None
         self.given_up.wait(REQUEST_TIMEOUT * 3)
         return None
+
+
+class Interrupted(Exception):
+    """As Celery's soft time limit."""
+
+
+@contextlib.contextmanager
+def interrupted(stuck: threading.Event) -> Iterator[None]:
+    """Whoever is stuck is interrupted after a moment."""
+    left = threading.Event()
+
+    def stop(*_: Any) -> None:
+        if not left.is_set():
+            raise Interrupted
+
+    def watch() -> None:
+        while not stuck.wait(0.05):
+            if left.is_set():
+                return
+        if not left.wait(REQUEST_TIMEOUT):
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield
+    finally:
+        left.set()
+        watching.join()
+        # One that was on its way comes now.
+        time.sleep(0)
+        signal.signal(signal.SIGUSR1, before)
 
 
 @dataclass
@@ -189,9 +226,12 @@ def disturbed(world: World, act: Act, number: int) -> None:
     """The call with the fault, which may pass or fail, and what holds afterwards."""
     error: ParquetAnalyticsError | None = None
     try:
-        act.call(world.exporter(faulty=True))
+        with interrupted(world.wire.stuck):
+            act.call(world.exporter(faulty=True))
     except ParquetAnalyticsError as raised:
         error = raised
+    except Interrupted:
+        pass
     assert not isinstance(error, InternalError), error
     assert error is None or error.retryable or isinstance(error, CommitStateUnknown), f"{number}: {error!r}"
     world.check(erased=act.erased)
@@ -233,7 +273,7 @@ def test_whichever_request_to_the_store_fails_the_same_call_heals_it(
     assert hits >= 6
 
 
-@pytest.mark.parametrize("how", [pytest.param("refused", marks=FULL), "lost"])
+@pytest.mark.parametrize("how", ["lost", *(pytest.param(how, marks=FULL) for how in ("refused", "hangs", "silent"))])
 @pytest.mark.parametrize(
     "act", ["merge", *(pytest.param(name, marks=FULL) for name in ACTS if name not in ("merge", "erase"))]
 )
@@ -245,7 +285,7 @@ def test_whichever_statement_fails_the_same_call_heals_it(
         assert number < MOST
         world = world_of(s3, postgres, wires)
         ACTS[act].prepare(world)
-        world.wire.strike(number, lost=how == "lost")
+        world.wire.strike(number, how)
         disturbed(world, ACTS[act], number)
         struck = world.wire.disarm()
         healed(world, ACTS[act])

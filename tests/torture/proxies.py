@@ -166,9 +166,14 @@ def half(answer: Response) -> bytes:
     return _head(answer) + answer.body[: len(answer.body) // 2]
 
 
+# What a client begins a statement with: a query, or one to prepare, with what follows it.
+_STATEMENTS = (b"Q", b"P")
+
+
 class PostgresProxy:
     """Passes bytes on. After `cut_after` bytes from the server, or when the server has answered what the client sent as
-    `lose_reply_to` (but for the first `skip` times), both sides are hung up; once, after which nothing is armed."""
+    `lose_reply_to` (but for the first `skip` times), both sides are hung up; once, after which nothing is armed. For
+    every statement in turn there is `strike`."""
 
     def __init__(self, port: int) -> None:
         self.upstream = port
@@ -176,7 +181,9 @@ class PostgresProxy:
         self.lose_reply_to: bytes | None = None
         self.skip = 0
         self.nth: int | None = None
-        self.nth_is_sent = False
+        self.how = "refused"
+        self.stuck = threading.Event()
+        """Whether somebody waits in vain."""
         self.hits = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         threading.Thread(target=self._accept, daemon=True).start()
@@ -190,9 +197,11 @@ class PostgresProxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
-    def strike(self, nth: int, *, lost: bool) -> None:
-        """The n-th statement from now on is not sent, or sent and its answer `lost`."""
-        self.hits, self.nth_is_sent, self.nth = 0, lost, nth
+    def strike(self, nth: int, how: str) -> None:
+        """The n-th statement from now on is not sent (`refused`), or sent and its answer `lost`, and both sides are
+        hung up; or it `hangs` on its way, or is sent and the server `silent`, until the client hangs up."""
+        self.hits, self.how, self.nth = 0, how, nth
+        self.stuck.clear()
 
     def disarm(self) -> int:
         """How often it struck since it was armed."""
@@ -211,16 +220,23 @@ class PostgresProxy:
             threading.Thread(target=self._up, args=(*both, losing), daemon=True).start()
             threading.Thread(target=self._down, args=(*both, losing), daemon=True).start()
 
+    def _strikes(self) -> None:
+        self.hits += 1
+        if self.how in ("hangs", "silent"):
+            self.stuck.set()
+
     def _up(self, client: socket.socket, server: socket.socket, losing: threading.Event) -> None:
         """From the client."""
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
-                if self.nth is not None and data[:1] == b"Q":
+                if self.nth is not None and data[:1] in _STATEMENTS:
                     self.nth -= 1
                     if self.nth == 0:
                         self.nth = None
-                        if not self.nth_is_sent:
-                            self.hits += 1
+                        if self.how in ("refused", "hangs"):
+                            self._strikes()
+                            while self.how == "hangs" and client.recv(65536):
+                                pass
                             break
                         losing.set()
                 wanted = self.lose_reply_to
@@ -238,7 +254,9 @@ class PostgresProxy:
         with contextlib.suppress(OSError):
             while data := server.recv(65536):
                 if losing.is_set():
-                    self.hits += 1
+                    self._strikes()
+                    while self.how == "silent" and server.recv(65536):
+                        pass
                     break
                 if self.cut_after is not None:
                     if len(data) >= self.cut_after:
