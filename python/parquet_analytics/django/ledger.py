@@ -8,14 +8,15 @@ import hashlib
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from django.db import Error as AnyDatabaseError
-from django.db import IntegrityError, connections, router, transaction
+from django.db import IntegrityError, OperationalError, connections, router
 from django.db.models import QuerySet
 
 from parquet_analytics.django import days, outages
@@ -114,8 +115,7 @@ def settle() -> None:
     """Write the ends of this process's runs that came while the ledger's database was away."""
     for end in list(_unwritten):
         try:
-            with outages.told():
-                end.write()
+            outages.asking(end.write)()
         except DatabaseError:
             raise
         except AnyDatabaseError:
@@ -158,7 +158,8 @@ class Ledger:
         try:
             return self._enter()
         except AnyDatabaseError as error:
-            if not outages.is_away(error) or not outages.reconnect():
+            # Also one on which somebody was stopped in the middle of a statement, which the driver does not call dead.
+            if not outages.reconnect():
                 raise _unreachable(error) from error
         try:
             return self._enter(again=True)
@@ -178,7 +179,7 @@ class Ledger:
             self._of_caller = connections[alias].in_atomic_block
             refuse_without_autocommit(alias)
             try:
-                with transaction.atomic(using=alias):
+                with outages.atomic(alias):
                     self.run.save(using=alias, force_insert=True)
             except IntegrityError:
                 self._take_over()
@@ -255,21 +256,36 @@ class Ledger:
         return runs().filter(pk=self.run.pk, lease=self._lease).update(lease_until=days.now() + LEASE)
 
     def _extended_apart(self) -> int:
-        """In a connection of its own: Django has one for each thread."""
+        """In a connection of its own: Django has one for each thread. Who waits can be stopped, and does not wait for
+        ever."""
+        told: Future[int] = Future()
 
         def extended() -> int:
             alias = router.db_for_write(Run)
             try:
-                with transaction.atomic(using=alias):
+                with outages.atomic(alias):
                     if connections[alias].vendor == "postgresql":
                         with connections[alias].cursor() as cursor:
-                            cursor.execute("SET LOCAL lock_timeout = '10s'")
+                            # Nor does anybody wait for this row should no more be heard of this connection.
+                            cursor.execute(
+                                "SELECT set_config('lock_timeout', '10s', true),"
+                                " set_config('idle_in_transaction_session_timeout', '10s', true)"
+                            )
                     return self._extended()
             finally:
                 connections[alias].close()
 
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(extended).result()
+        def tell() -> None:
+            try:
+                told.set_result(extended())
+            except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+                told.set_exception(error)
+
+        threading.Thread(target=tell, daemon=True).start()
+        try:
+            return told.result(outages.PATIENCE)
+        except TimeoutError as error:
+            raise OperationalError(f"no answer within {outages.PATIENCE:.0f} seconds") from error
 
     def __exit__(self, _kind: Any, error: BaseException | None, _trace: Any) -> None:
         run = self.run
@@ -284,7 +300,7 @@ class Ledger:
         stopped = error is not None and not isinstance(error, Exception)
         try:
             # Whoever stops a run does not wait; a connection that was cut meanwhile is opened anew all the same.
-            outages.asking(settle)() if stopped else outages.Patience()(settle)
+            settle() if stopped else outages.Patience()(settle)
         except DatabaseError as away:
             _log.warning("%s: the end of the run cannot be written yet (%s): %s", run.day, run.state, away)
             if error is None and not self._needless:

@@ -12,11 +12,11 @@ from typing import ParamSpec, TypeVar
 
 from django.db import DatabaseError as DjangoDatabaseError
 from django.db import Error as AnyDatabaseError
-from django.db import InterfaceError, OperationalError, connections, router
+from django.db import InterfaceError, OperationalError, connections, router, transaction
 
 from parquet_analytics.exceptions import DatabaseError, ParquetAnalyticsError
 
-__all__ = ["PATIENCE", "Patience", "asking", "converted", "is_away", "reconnect", "told"]
+__all__ = ["PATIENCE", "Patience", "asking", "atomic", "converted", "is_away", "reconnect", "told"]
 
 PATIENCE = 30.0
 """Seconds that tasks and commands wait for a database before they go on to the next day. A restart takes less."""
@@ -83,6 +83,22 @@ def asking(function: Callable[P, T]) -> Callable[P, T]:
             return function(*arguments, **named)
 
     return ask
+
+
+@contextmanager
+def atomic(alias: str) -> Iterator[None]:
+    """A transaction. When something else than the database breaks off its commit, such as a worker's time limit, that
+    is what is raised, and not what Django says then of a connection that still waits for the answer."""
+    try:
+        with transaction.atomic(using=alias):
+            yield
+    except AnyDatabaseError as error:
+        connection = connections[alias]
+        stopped = error.__cause__ and error.__cause__.__context__
+        if connection.in_atomic_block or connection.get_autocommit() or stopped is None:
+            raise
+        connection.close()
+        raise stopped from None
 
 
 def reconnect() -> bool:
