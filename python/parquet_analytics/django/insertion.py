@@ -131,15 +131,19 @@ class Table:
         lookups = [self.mapping.lookups[column] for column in columns]
         number, views, differs = 0, 0, ""
         id, count = columns.index("id"), columns.index("view_count")
-        for found in self.of_day(day).order_by().values_list(*lookups).iterator(_CHUNK):
-            number += 1
-            views += found[count] or 0
-            before = wanted.pop(found[id], None)
-            now = tuple(value for column, value in zip(columns, found, strict=True) if column != "date")
-            if before != now:
-                differs = differs or _difference(found[id], [name for name in columns if name != "date"], before, now)
-            if number % _CHUNK == 0:
-                alive()
+        # What closes a cursor fails as the driver says it.
+        with self.connection.wrap_database_errors:
+            for found in self.of_day(day).order_by().values_list(*lookups).iterator(_CHUNK):
+                number += 1
+                views += found[count] or 0
+                before = wanted.pop(found[id], None)
+                now = tuple(value for column, value in zip(columns, found, strict=True) if column != "date")
+                if before != now:
+                    differs = differs or _difference(
+                        found[id], [name for name in columns if name != "date"], before, now
+                    )
+                if number % _CHUNK == 0:
+                    alive()
         if wanted:
             differs = differs or f"the row with id {min(wanted)} is not there on this day"
         if differs:

@@ -7,10 +7,11 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from django.db import DatabaseError as DjangoDatabaseError
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import Error as AnyDatabaseError
+from django.db import InterfaceError, OperationalError, connections
 
 from parquet_analytics import _native
+from parquet_analytics.django import outages
 from parquet_analytics.django.insertion import Table, all_rows, chunks
 from parquet_analytics.django.ledger import Ledger, refuse_without_autocommit
 from parquet_analytics.django.mapping import PageViewMapping, configured
@@ -49,11 +50,18 @@ def restore_day(day: datetime.date, *, dry_run: bool = False, accept_moved_datab
     holds, which have their defaults) and ``unsettled`` (why the file could not be told that the rows are back, or
     ``None``; the day's next export does that).
 
-    :raises InvalidInput: when the table has rows of the day, or another row has one of the ids; when it is another
-        table than the day's; when the database makes something else of the rows.
+    Where the table has exactly these rows already, as after a commit whose answer was lost, none is inserted.
+
+    :raises InvalidInput: when the table has other rows of the day, or another row has one of the ids; when it is
+        another table than the day's; when the database makes something else of the rows.
     :raises DayIsTaken: when the file was written anew meanwhile. Nothing is restored then.
     :raises DayNotStored: when there is no file.
     """
+    with outages.told():
+        return _restore_day(day, dry_run=dry_run, accept_moved_database=accept_moved_database)
+
+
+def _restore_day(day: datetime.date, *, dry_run: bool, accept_moved_database: bool) -> dict[str, Any]:
     mapping = configured()
     alias = write_alias(mapping)
     _check(mapping)
@@ -62,16 +70,17 @@ def restore_day(day: datetime.date, *, dry_run: bool = False, accept_moved_datab
     if dry_run:
         work = _Restoration(mapping, alias, day, who, lambda: None)
         work.read(accept_moved_database)
-        work.refuse_to_overwrite()
+        if not work.is_back():
+            work.refuse_to_overwrite()
         return work.result
     of_caller = connections[alias].in_atomic_block
-    with Ledger(Run.Kind.RESTORE, day, who.location, database=alias) as ledger:
+    with Ledger(Run.Kind.RESTORE, day, who.location, database=alias) as ledger, outages.told():
         # Read while no other run can add to the file.
         work = _Restoration(mapping, alias, day, who, ledger.renew)
         run = ledger.run
         _record(run, work.read(accept_moved_database))
         try:
-            with transaction.atomic(using=alias):
+            with outages.atomic(alias):
                 work.insert()
                 ledger.renew(now=True)
                 _record(run, work.prepare())
@@ -79,7 +88,7 @@ def restore_day(day: datetime.date, *, dry_run: bool = False, accept_moved_datab
         except Conflict as error:
             message = f"{day}: the file was written anew meanwhile, so nothing was restored; restore it again"
             raise DayIsTaken(message, day=day, key=error.key, retryable=True) from error
-        except DjangoDatabaseError as error:
+        except AnyDatabaseError as error:
             raise _failed(day, error) from error
         run.rows, run.views, run.left = len(work.wanted), work.result["views"], work.result["skipped"]
         run.state = Run.State.DONE
@@ -99,12 +108,12 @@ def _record(run: Run, file: dict[str, Any]) -> None:
     run.key, run.etag, run.sha256, run.run_id = file["key"], file["etag"], file["sha256"], file["run_id"] or ""
 
 
-def _failed(day: datetime.date, error: DjangoDatabaseError) -> ParquetAnalyticsError:
+def _failed(day: datetime.date, error: AnyDatabaseError) -> ParquetAnalyticsError:
     about = " ".join(str(error).split())
     if isinstance(error, (OperationalError, InterfaceError)):
         return DatabaseError(
-            f"{day}: the database failed while the rows were brought back: {about}; restore it again, which is refused "
-            "should they be there",
+            f"{day}: the database failed while the rows were brought back: {about}; restore it again, whether or not "
+            "they are there",
             day=day,
             retryable=True,
         )
@@ -169,6 +178,16 @@ class _Restoration:
                 day=self.day,
             )
 
+    def is_back(self) -> bool:
+        """Whether the table has the rows already."""
+        if not self.wanted or self.table.of_day(self.day).count() != len(self.wanted):
+            return False
+        try:
+            self.table.compare(self.day, self.wanted, self.alive)
+        except InvalidInput:
+            return False
+        return True
+
     def refuse_to_overwrite(self) -> None:
         present = self.table.of_day(self.day).count()
         if present:
@@ -191,8 +210,11 @@ class _Restoration:
             self.alive()
 
     def insert(self) -> None:
-        """Inserts the rows, and looks at what the table then has, with all constraints checked."""
+        """Inserts the rows, unless they are there, and looks at what the table then has, with all constraints
+        checked."""
         self.table.take_time()
+        if self.is_back():
+            return
         self.refuse_to_overwrite()
         self.table.insert(self.wanted, self.alive)
         self.table.advance_sequence(self.wanted)

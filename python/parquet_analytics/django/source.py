@@ -227,11 +227,13 @@ class ModelSource:
 
     def _batches(self, day: datetime.date, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         from django.db import Error as AnyDatabaseError
+        from django.db import connections
 
         chosen = self._queryset.order_by().filter(**self.mapping.of_days(day, day))
         self.failure = None
         try:
-            with self._connection():
+            # What closes a cursor fails as the driver says it.
+            with self._connection(), connections[self.alias].wrap_database_errors:
                 # First, since what follows may be asked for by other threads, which have connections of their own.
                 self._refuse_orphans(chosen, day)
                 rows = chosen.values_list(*self.mapping.lookups.values()).iterator(self._chunk_size)

@@ -37,7 +37,7 @@ class Command(BaseCommand):
         for name, help in (
             ("status", "Which days are exported, verified, deleted, empty, missing or late. --max-lag for monitoring."),
             ("verify", "Read files back and compare them with what was recorded, or with the database."),
-            ("restore", "Bring a day's rows back into the table, which has to have none of it."),
+            ("restore", "Bring a day's rows back into the table, which may not have other rows of it."),
             ("erase", "Take deleted projects out of files and copies, and say what became of each."),
             ("unerase", "Take the erasure of a project back that lives (again)."),
             ("doctor", "Look at the databases, the store, the clocks and the schedules."),
