@@ -11,12 +11,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from parquet_analytics import ParquetAnalyticsExporter
-from parquet_analytics.exceptions import CommitStateUnknown, InternalError, ParquetAnalyticsError
+from parquet_analytics import ParquetAnalyticsExporter, PostgresSource
+from parquet_analytics.exceptions import CommitStateUnknown, DatabaseError, InternalError, ParquetAnalyticsError
 
 from tests.archives import DAY, KEY, Place, execute, rows_of
 from tests.services import S3, Postgres
@@ -94,16 +95,18 @@ class World:
     url: str
     s3: S3Proxy
     wire: PostgresProxy
+    request_timeout: float = REQUEST_TIMEOUT
     versions: dict[int, list[int]] = field(default_factory=dict)
     """Views of each row of the day, the last ones at the end."""
 
-    def exporter(self, *, faulty: bool) -> ParquetAnalyticsExporter:
-        options = self.place.options(max_retries="0", request_timeout=str(REQUEST_TIMEOUT), connect_timeout="5")
+    def exporter(self, *, faulty: bool, statement_timeout: float = 1800.0) -> ParquetAnalyticsExporter:
+        options = self.place.options(max_retries="0", request_timeout=str(self.request_timeout), connect_timeout="5")
         url = self.url
         if faulty:
             options |= {"endpoint_url": self.s3.url}
             url = url.replace(f":{self.wire.upstream}/", f":{self.wire.port}/") + "?sslmode=disable"
-        return ParquetAnalyticsExporter(self.place.url, source=url, storage_options=options)
+        source = PostgresSource(url, statement_timeout=statement_timeout)
+        return ParquetAnalyticsExporter(self.place.url, source=source, storage_options=options)
 
     def run(self, *statements: str) -> None:
         execute(self.url, *statements)
@@ -237,6 +240,20 @@ def disturbed(world: World, act: Act, number: int) -> None:
     world.check(erased=act.erased)
 
 
+def given_up(world: World, act: Act, number: int, how: str) -> int:
+    """The call that waits in vain, until it has waited enough; how often it struck."""
+    world.wire.strike(number, how)
+    begun = time.monotonic()
+    with contextlib.suppress(DatabaseError, CommitStateUnknown):
+        act.call(world.exporter(faulty=True, statement_timeout=1.0))
+    # A deletion connects again once.
+    assert time.monotonic() - begun < 180
+    world.check(erased=act.erased)
+    struck = world.wire.disarm()
+    healed(world, act)
+    return struck
+
+
 def healed(world: World, act: Act) -> None:
     """The same call again."""
     act.call(world.exporter(faulty=False))
@@ -294,3 +311,24 @@ def test_whichever_statement_fails_the_same_call_heals_it(
             break
         hits += 1
     assert hits >= 10
+
+
+@FULL
+@pytest.mark.parametrize("how", ["hangs", "silent"])
+@pytest.mark.parametrize("act", ["merge", "delete the rest"])
+def test_a_server_that_does_not_answer_one_statement_is_given_up(
+    s3: S3, postgres: Postgres, wires: tuple[S3Proxy, PostgresProxy], act: str, how: str
+) -> None:
+    """A minute after its time limit, and so all statements at once."""
+    worlds = [world_of(s3, postgres, (wires[0], PostgresProxy(postgres.port))) for _ in range(40)]
+    for world in worlds:
+        world.request_timeout = 30.0
+        ACTS[act].prepare(world)
+    with ThreadPoolExecutor(len(worlds)) as pool:
+        waiting = [pool.submit(given_up, world, ACTS[act], number, how) for number, world in enumerate(worlds, 1)]
+    for world in worlds:
+        world.wire.close()
+        postgres.drop_database(world.url)
+    hits = [each.result() for each in waiting]
+    assert sum(hits) >= 10
+    assert hits[-1] == 0
