@@ -277,8 +277,8 @@ struct Deletion<'a> {
 
 impl Deletion<'_> {
     fn run(&mut self) -> Result<Differences> {
-        let source = self.source;
-        let mut deleter = block_on(self.cancel, Deleter::connect(source, &self.options.limits))?;
+        let source = self.source.limited(&self.options.limits);
+        let mut deleter = block_on(self.cancel, Deleter::connect(&source, &self.options.limits))?;
         self.check_table(&deleter)?;
         let effects = block_on(self.cancel, deleter.effects())?;
         effects.check(

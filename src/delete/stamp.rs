@@ -24,7 +24,7 @@ impl Deletion<'_> {
     /// Before the first row goes: the store knows that rows of this day are going, and the file until when its rows were seen
     /// in the database. Whoever has seen less, such as a standby that lags, cannot write over it from then on.
     pub(super) fn begin(&mut self) -> Result<()> {
-        let (position, time) = self.source.position(&self.options.limits, self.cancel)?;
+        let (position, time) = self.source.limited(&self.options.limits).position(self.cancel)?;
         let accept_moved = self.options.accept_moved_database;
         check_newer(&self.stored, &self.source.shown(), Some(&position), accept_moved)?;
         let remaining = Remaining::begun(self.stored.remaining.as_ref());

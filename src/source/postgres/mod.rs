@@ -102,15 +102,19 @@ impl PostgresSource {
         })
     }
 
+    /// The same source with the limits of a deletion.
+    pub fn limited(&self, limits: &deletion::Limits) -> Self {
+        let mut limited = self.clone();
+        limited.options.statement_timeout = limits.statement;
+        limited.options.lock_timeout = limits.lock;
+        limited
+    }
+
     /// Where in its history the database is now, and when that is by its clock.
-    pub fn position(&self, limits: &deletion::Limits, cancel: &Cancel) -> Result<(Position, DateTime<Utc>)> {
-        let options = PostgresOptions {
-            statement_timeout: limits.statement,
-            lock_timeout: limits.lock,
-            ..self.options.clone()
-        };
+    pub fn position(&self, cancel: &Cancel) -> Result<(Position, DateTime<Utc>)> {
+        let options = &self.options;
         block_on(cancel, async {
-            let mut snapshot = Snapshot::begin(&options, Some(&options.table)).await?;
+            let mut snapshot = Snapshot::begin(options, Some(&options.table)).await?;
             let time = snapshot.time().await?;
             let position = snapshot.position().await?;
             snapshot.commit().await?;
