@@ -216,19 +216,26 @@ def delete_day(
     day: datetime.date, *, task_id: str = "", progress: Callable[[int, int], object] | None = None
 ) -> tuple[Run, dict[str, Any]]:
     """Delete those rows of a day that are in its verified file, unchanged, from the database that may be written to.
-    Days that rows have moved from are exported again before.
+    A day that rows have left since its export is exported again before: they may have moved, and are in its file until
+    then. So are other days whose rows have moved to this one.
 
     :class:`DeletionRefused` for a day that HOT_DAYS keeps or that the ledger does not call verified, and whatever the
     exporter raises.
     """
+    verified = latest_verified(exporter().location, day, day).get(day)
+    if verified is not None and day < days.deletable_before():
+        now, expected = counted(configured(), verified)
+        if now.rows < expected.rows or now.views < expected.views:
+            export_day(day, task_id=task_id)
     try:
         return _delete_day(day, task_id=task_id, progress=progress)
     except DeletionRefused as error:
         if not error.export_first:
             raise
         _log.warning("%s", error)
-        for other in error.export_first:
-            export_day(other, task_id=task_id)
+        # The rows may have moved either way.
+        for each in (*error.export_first, day):
+            export_day(each, task_id=task_id)
     return _delete_day(day, task_id=task_id, progress=progress)
 
 
