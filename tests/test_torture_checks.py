@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.services import S3, Postgres
+from tests.torture.archive import copy_key
 from tests.torture.invariant import Violation
 from tests.torture.player import Player
 
 DAY = datetime.date(2024, 1, 1)
+NEXT = datetime.date(2024, 1, 2)
 KEY = "analytics/pageviews/2024/01/01/pageviews_2024-01-01.parquet"
 SORTING = [pq.SortingColumn(place, nulls_first=True) for place in (2, 9, 5, 4, 0)]
 
@@ -137,6 +139,26 @@ def wrong_slug(vandal: Vandal) -> None:
     vandal.store(vandal.changed(table, "project_slug", lambda _: slugs))
 
 
+def moved_row_in_both_files(vandal: Vandal) -> None:
+    vandal.site.move_rows([5], NEXT)
+    vandal.player.look()
+    assert vandal.player.export(NEXT).done
+    vandal.player.look()
+    vandal.drop(5)
+
+
+def erased_row_left(vandal: Vandal) -> None:
+    vandal.site.erase(1)
+    vandal.player.invariant.swept.add(1)
+
+
+def copy_removed(vandal: Vandal) -> None:
+    assert vandal.player.export(DAY, per_project=True).done
+    vandal.player.look()
+    slug = vandal.site.slugs[1][-1]
+    vandal.client.delete_object(Bucket=vandal.bucket, Key=f"{vandal.root}/{copy_key(slug, DAY)}")
+
+
 def unsorted(vandal: Vandal) -> None:
     vandal.store(vandal.table().sort_by("id"))
 
@@ -177,6 +199,9 @@ SABOTAGE: dict[Callable[[Vandal], None], str] = {
     row_invented_in_the_file: "rows that never were",
     older_state: "older state",
     wrong_slug: "names 'zzz'",
+    moved_row_in_both_files: "1 rows are in more than one file",
+    erased_row_left: "rows of erased projects: \\[1\\]",
+    copy_removed: "objects are gone",
     unsorted: "is not sorted",
     wrong_views: "says views 1",
     wrong_rows: "object metadata rows 39",
@@ -206,3 +231,16 @@ def test_what_is_allowed_is_no_violation(player: Player, s3: S3) -> None:
     assert len(player.seen.stored(DAY)) == 40
     assert len(player.seen.of(DAY)) == 39
     assert player.deleted == 3
+
+
+def test_what_has_moved_and_what_is_erased_may_leave_a_file(player: Player, s3: S3) -> None:
+    vandal = Vandal(player, s3)
+    gone = {id for id, row in player.seen.table.items() if row.project_id == 1}
+    moved = min(player.seen.table.keys() - gone)
+    vandal.site.move_rows([moved], NEXT)
+    vandal.site.erase(1)
+    table = vandal.table()
+    left = [id not in gone and id != moved for id in table["id"].to_pylist()]
+    vandal.store(table.filter(pa.array(left)))
+    player.look()
+    assert player.seen.stored(DAY).keys() == player.seen.of(DAY).keys()

@@ -6,7 +6,8 @@ readers look whether each row is where it has to be.
 - `worker`: a child process that exports and deletes on command, and can be killed at any step
 - `invariant`: what has to hold between the database, the stored files and the model
 - `player`: makes the calls and judges how they ended
-- `story`, `steps`: what can happen; `faults`: what can go wrong while it happens, by way of `proxies`
+- `story`, `strangers`, `erasures`, `steps`: what can happen
+- `faults`: what can go wrong while it happens, by way of `proxies`
 - `run`: the seeded sequence of steps, and its report
 
 Nothing here reads a file or the database through the package under test.

@@ -21,9 +21,15 @@ PREFIX = "analytics/pageviews/"
 _NAME = r"(?P<folder>\d{4}/\d{2}/\d{2})/pageviews_(?P<day>\d{4}-\d{2}-\d{2})\.parquet"
 DAY_KEY = re.compile(PREFIX + _NAME)
 COPY_KEY = re.compile(PREFIX + r"(?P<scope>project|org)/(?P<slug>[^/]+)/" + _NAME)
-# The objects that are no files: a deletion tries on the one whether the store heeds conditions, and the other lists the
-# days of which rows were deleted.
-OTHER_KEYS = {PREFIX + "_derived/conditional-write-probe", PREFIX + "_deleted/days.json"}
+# The objects that are no files: a deletion tries on the first whether the store heeds conditions, the others list the
+# days of which rows were deleted, and the projects that were erased.
+PROBE_KEY = PREFIX + "_derived/conditional-write-probe"
+ERASED_KEY = PREFIX + "_erased/projects.json"
+OTHER_KEYS = {PROBE_KEY, PREFIX + "_deleted/days.json", ERASED_KEY}
+
+
+def copy_key(slug: str, day: datetime.date) -> str:
+    return f"{PREFIX}project/{slug}/{day:%Y/%m/%d}/pageviews_{day}.parquet"
 
 
 class Broken(AssertionError):
@@ -40,12 +46,19 @@ class File:
     run_id: str
     rows: Rows
     slugs: dict[int, tuple[str, str | None]]  # of project and version, by the row's id
-    remaining: str  # what it says of rows that a deletion has left in the table
+    remaining: str | None  # what it says of rows that a deletion has left in the table; None before any
 
     @property
     def undecided(self) -> bool:
         """Whether a deletion was broken off, so that it is not known which of its rows the table has."""
-        return self.remaining.startswith(("unknown", "at-most"))
+        return self.remaining is not None and self.remaining.startswith(("unknown", "at-most"))
+
+    @property
+    def gone(self) -> set[int]:
+        """Its rows that have left the table, by what it says."""
+        if self.remaining is None or self.remaining == "unknown":
+            return set()
+        return self.rows.keys() - {int(word) for word in self.remaining.split() if word != "at-most"}
 
     def __str__(self) -> str:
         return f"{self.key} ({len(self.rows)} rows, run {self.run_id})"
@@ -155,7 +168,7 @@ def decode(key: str, body: bytes, etag: str, metadata: dict[str, str] | None) ->
         key,
         day,
         etag,
-        _said(parquet, "run_id"),
+        _said(parquet, "run_id") or "",
         rows,
         {found["id"]: (found["project_slug"], found["version_slug"]) for found in listed},
         _said(parquet, "remaining"),
@@ -208,9 +221,9 @@ def _order(row: dict[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _said(parquet: Any, name: str) -> str:
+def _said(parquet: Any, name: str) -> str | None:
     value = (parquet.metadata.metadata or {}).get(f"parquet_analytics.{name}".encode())
-    return "" if value is None else value.decode()
+    return None if value is None else value.decode()
 
 
 def _demand(holds: bool, file: File, otherwise: str) -> None:

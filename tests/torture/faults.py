@@ -122,7 +122,7 @@ class Faults(Steps):
             export = self.player.export(day)
             self._expect_done(export)
             now = self.player.expect_exported(now, day, [export], touched)
-        elif between == "deletion" and day in now.files:
+        elif between == "deletion" and day in now.files and not now.shared(day):
             deletion = self.player.delete(day)
             self._expect_done(deletion)
             now = self.player.expect_deleted(now, day, deletion)

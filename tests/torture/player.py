@@ -18,7 +18,7 @@ from psycopg import sql
 
 from tests.archives import Place
 from tests.services import S3, Postgres
-from tests.torture.archive import Archive, Bucket, Folder
+from tests.torture.archive import Archive, Bucket, Folder, copy_key
 from tests.torture.invariant import Invariant, Seen, Violation, deletable, difference, merged, merged_undecided
 from tests.torture.site import Row, Rows, Site
 from tests.torture.worker import Answer, Command, Stop, Worker
@@ -49,6 +49,7 @@ class Player:
         self.errors: Counter[str] = Counter()
         self.killed: Counter[str] = Counter()
         self.deleted = 0
+        self.has_moved = False
         # Files that a call may have sent which failed or died, and until when they may land: until another one does,
         # or some seconds have gone by.
         self.sent: dict[Day, list[tuple[Rows, float]]] = {}
@@ -92,6 +93,7 @@ class Player:
         self.wait_until_quiet()
         self.site.move(copy)
         self.postgres.drop_database(old)
+        self.has_moved = True
 
     # Calls
 
@@ -103,14 +105,17 @@ class Player:
     def command(
         self,
         method: str,
-        day: Day,
+        day: Day | None,
         *,
         stop: Stop | None = None,
         options: dict[str, str] | None = None,
         source: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> Command:
-        """`options` are of the store, `source` of the database, where they are not the usual ones."""
+        """`options` are of the store, `source` of the database, where they are not the usual ones. What concerns the
+        whole store has no day."""
+        if day is not None:
+            arguments["target_date"] = day.isoformat()
         if method == "delete_exported_pageviews":
             arguments = {"batch_rows": BATCH_ROWS} | arguments
             if self.url.startswith("file:"):
@@ -120,13 +125,7 @@ class Player:
             "storage_options": self.options | (options or {}),
             "temp_dir": self.folder.name,
         }
-        return Command(
-            method,
-            {"target_date": day.isoformat()} | arguments,
-            exporter,
-            {"url": self.site.url} | (source or {}),
-            stop,
-        )
+        return Command(method, arguments, exporter, {"url": self.site.url} | (source or {}), stop)
 
     def export(self, day: Day, **given: Any) -> Answer:
         return self._call("export_daily_pageviews", day, given)
@@ -134,9 +133,23 @@ class Player:
     def delete(self, day: Day, **given: Any) -> Answer:
         return self._call("delete_exported_pageviews", day, given)
 
-    def _call(self, method: str, day: Day, given: dict[str, Any]) -> Answer:
+    def erase_projects(self, *projects: int, **given: Any) -> Answer:
+        """Puts projects on the list of erased ones."""
+        slugs = {project: self.site.slugs[project][-1] for project in projects}
+        return self._call("erase_projects", None, given | {"projects": slugs})
+
+    def erase_from_day(self, day: Day, **given: Any) -> Answer:
+        """Takes the rows of erased projects out of a day's file and its copies, under whatever slug."""
+        slugs = sorted({slug for project in self.site.erased for slug in self.site.slugs[project]})
+        return self._call("erase_from_day", day, given | {"slugs": slugs})
+
+    def call(self, method: str, day: Day | None = None, **given: Any) -> Answer:
+        return self._call(method, day, given)
+
+    def _call(self, method: str, day: Day | None, given: dict[str, Any]) -> Answer:
+        number = given.pop("number", 0)
         command = self.command(method, day, **given)
-        return self.finished(self.worker().call(command), stop=command.stop)
+        return self.finished(self.worker(number).call(command), number, command.stop)
 
     def finished(self, answer: Answer, number: int = 0, stop: Stop | None = None) -> Answer:
         """Counts an answer; and when the child died, waits until the database noticed."""
@@ -182,7 +195,19 @@ class Player:
         self.deleted += len(before.table.keys() - self.seen.table.keys() - self.site.deleted)
         return self.seen
 
+    def wait_until_landed(self) -> None:
+        """Until no file can arrive any more that a call sent which failed or died."""
+        until = max((until for sent in self.sent.values() for _, until in sent), default=0.0)
+        time.sleep(max(0.0, until - time.monotonic()))
+        self.look()
+        self.sent.clear()
+
     # Judgement
+
+    def staying(self, before: Seen, day: Day, stored: Rows) -> Rows:
+        """Those of stored rows that an export of the day leaves there: neither erased, nor on another date by now."""
+        moved = before.moved(day, stored)
+        return {id: row for id, row in stored.items() if id not in moved and row.project_id not in self.site.erased}
 
     def bases(self, before: Seen, day: Day) -> list[Rows]:
         """What may have been stored when a call began."""
@@ -209,11 +234,12 @@ class Player:
         export that was not `alone` may count otherwise than it would have before. With `undecided`, a deletion goes on
         or was broken off, and rows that changed wait for the next one."""
         bases, table, ignored = self.bases(before, day), before.of(day), set(touched)
+        stay = [self.staying(before, day, base) for base in bases]
         good = {id: row for id, row in table.items() if row.fits}
         undecided = undecided or (day in before.files and before.files[day].undecided)
-        afterwards = [good] if replace or discard else [merged(base, table) for base in bases]
+        afterwards = [good] if replace or discard else [merged(rows, table) for rows in stay]
         if undecided and not discard:
-            afterwards += [merged_undecided(base, table) for base in bases]
+            afterwards += [merged_undecided(rows, table) for rows in stay]
         now = self.look()
         found = now.stored(day)
         if any(answer.done for answer in answers):
@@ -245,6 +271,7 @@ class Player:
             "total_views": sum(row.view_count for row in file.rows.values()),
             "added": len(good.keys() - stored.keys()),
             "changed": sum(1 for id in good.keys() & stored.keys() if good[id] != stored[id]),
+            "moved": len(before.moved(day, stored)),
             "left": len(before.of(day)) - len(good),
             "run_id": file.run_id,
             "verified": True,
@@ -254,7 +281,7 @@ class Player:
         if undecided:
             del truth["changed"], truth["left"]
         elif result["outcome"] != "replaced" and not truth["left"]:
-            truth["kept"] = len(stored.keys() - good.keys())
+            truth["kept"] = len(self.staying(before, day, stored).keys() - good.keys())
         wrong = {name: (result.get(name), value) for name, value in truth.items() if result.get(name) != value}
         wrote = file is not before.files.get(day)
         same = now.stored(day) == before.stored(day) and day in before.files
@@ -303,6 +330,35 @@ class Player:
                 f"the result of the deletion says otherwise than the table (said, is): {wrong}; "
                 f"the rows (stored, in the table): {[(stored.get(id), table.get(id)) for id in ids]}"
             )
+        return now
+
+    def expect_copies(self, now: Seen, day: Day, answer: Answer) -> None:
+        """After an export with a copy for each project: each has exactly the rows that the file has below its slug."""
+        file = now.files[day]
+        expected: dict[str, Rows] = {}
+        for id, (slug, _) in file.slugs.items():
+            expected.setdefault(slug, {})[id] = file.rows[id]
+        for slug, rows in expected.items():
+            copy = now.objects.get(copy_key(slug, day))
+            if copy is None or copy.rows != rows:
+                raise Violation(f"the copy of {slug} on {day} is {copy}, not {len(rows)} rows")
+        assert answer.result is not None
+        if answer.result["project_files"] != len(expected):
+            raise Violation(f"{len(expected)} projects have rows on {day}, but {answer.result['project_files']} copies")
+
+    def expect_erased(self, before: Seen, day: Day, answer: Answer) -> Seen:
+        """After the rows of erased projects were to be taken out of a day: nothing else has changed."""
+        now = self.look()
+        stored, found = before.stored(day), now.stored(day)
+        left = {id: row for id, row in stored.items() if row.project_id not in self.site.erased}
+        if found != left and (answer.done or found != stored):
+            raise Violation(f"{now.files.get(day)} after {answer}: {difference(found, left)}")
+        if not answer.done and "publishing" in answer.steps and now.files.get(day) is before.files.get(day):
+            self.sent.setdefault(day, []).append((left, time.monotonic() + LANDS_WITHIN))
+        for key, file in before.objects.items():
+            may_change = file.day == day and any(row.project_id in self.site.erased for row in file.rows.values())
+            if now.objects.get(key) is not file and not may_change:
+                raise Violation(f"{file} was changed, though it has no row of an erased project")
         return now
 
     def expect_error(self, answer: Answer, *names: str) -> None:

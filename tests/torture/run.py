@@ -120,15 +120,21 @@ def _finish(player: Player, story: Faults) -> None:
     story.release()
     player.restart()
     rng = Random(0)
-    for day in sorted({*story.days, *(row.date for row in player.seen.table.values())}):
+    days = sorted({*story.days, *player.seen.files, *(row.date for row in player.seen.table.values())})
+    for day in days:
         story.repair(day)
         story.export(rng, day)
         if day in player.seen.files and player.seen.files[day].undecided:
             # What a deletion that was broken off has left open, the next one decides.
             story.delete(rng, day)
-            story.export(rng, day)
+    for day in days:
+        story.repair(day)
+        story.export(rng, day)
     seen, site = player.seen, player.site
-    for id in site.versions.keys() - site.deleted - site.discarded:
+    for day, file in seen.files.items():
+        if seen.shared(day) or seen.moved(day, file.rows):
+            raise Violation(f"after the last export {day} has rows that are elsewhere: {seen.shared(day)}")
+    for id in site.kept():
         last = site.last(id)
         if seen.stored(last.date).get(id) != last:
             raise Violation(f"after the last export {last} is not stored")

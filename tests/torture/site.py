@@ -52,9 +52,10 @@ class Site:
         self.versions: dict[int, list[Row]] = {}  # of each row ever committed, the last one is the present
         self.deleted: set[int] = set()  # by the application itself
         self.discarded: set[int] = set()  # from a file, by discard_stored
+        self.erased: set[int] = set()  # projects
         self.slugs: dict[int, list[str]] = {}  # of each project, the last one is the present
         self.version_slugs: dict[int, str] = {}
-        self.living_versions: dict[int, list[int]] = {}
+        self.living_versions: dict[int, list[int]] = {}  # of each project that lives
         self._named = 0
         self._paths = 0
         for _ in range(projects):
@@ -76,6 +77,20 @@ class Site:
 
     def last(self, id: int) -> Row:
         return self.versions[id][-1]
+
+    def kept(self) -> set[int]:
+        """The rows that are somewhere at any moment."""
+        gone = self.deleted | self.discarded
+        return {id for id in self.versions if id not in gone and self.last(id).project_id not in self.erased}
+
+    @property
+    def projects(self) -> list[int]:
+        """Those that live."""
+        return sorted(self.living_versions)
+
+    def has_moved(self, id: int) -> bool:
+        """Whether a row had another date before."""
+        return len({row.date for row in self.versions[id]}) > 1
 
     def has_before(self, day: Day) -> bool:
         """Whether the table holds a row of an earlier day."""
@@ -123,6 +138,14 @@ class Site:
         more = rng.randint(1, 900)
         return self._change("UPDATE analytics_pageview SET view_count = view_count + %s WHERE id = ANY(%s)", more, ids)
 
+    def move_rows(self, ids: Iterable[int], day: Day) -> set[int]:
+        """Gives rows another date, but for those of pages that have a row there, and those that a deletion holds."""
+        moved: set[int] = set()
+        for id in ids:
+            with suppress(psycopg.errors.UniqueViolation, psycopg.errors.LockNotAvailable):
+                moved |= self._change("UPDATE analytics_pageview SET date = %s WHERE id = ANY(%s)", day, [id])
+        return moved
+
     def spoil(self, ids: Iterable[int]) -> set[int]:
         """Gives rows a status that no file can hold."""
         return self._change("UPDATE analytics_pageview SET status = status + %s WHERE id = ANY(%s)", 100_000, ids)
@@ -140,12 +163,56 @@ class Site:
 
     def rename(self, rng: Random, project: int) -> str:
         """Another slug: a new one, or one that another project gave up."""
-        taken = {slugs[-1] for slugs in self.slugs.values()}
+        taken = {self.slugs[each][-1] for each in self.projects}
         given_up = sorted({slug for slugs in self.slugs.values() for slug in slugs} - taken)
         slug = rng.choice(given_up) if given_up and rng.random() < 0.4 else self._new_slug()
+        self.rename_to(project, slug)
+        return slug
+
+    def rename_to(self, project: int, slug: str) -> None:
         self.connection.execute("UPDATE projects_project SET slug = %s WHERE id = %s", (slug, project))
         self.slugs[project].append(slug)
-        return slug
+
+    def hand_over(self, project: int, other: int) -> tuple[str, str]:
+        """A project gets a new slug, and another one its old slug."""
+        old, new = self.slugs[project][-1], self._new_slug()
+        self.rename_to(project, new)
+        self.rename_to(other, old)
+        return old, new
+
+    def erase(self, project: int) -> set[int]:
+        """Deletes a project with its rows, which no file may keep; another one begins."""
+        with self.connection.transaction():
+            gone = self.connection.execute(
+                "DELETE FROM analytics_pageview WHERE project_id = %s RETURNING id", (project,)
+            ).fetchall()
+            self.connection.execute("DELETE FROM builds_version WHERE project_id = %s", (project,))
+            self.connection.execute("DELETE FROM projects_project WHERE id = %s", (project,))
+        self.deleted.update(id for (id,) in gone)
+        self.erased.add(project)
+        del self.living_versions[project]
+        self.add_project()
+        return {id for (id,) in gone}
+
+    def bring_back(self, project: int, rows: Iterable[Row]) -> None:
+        """An erased project and some of its rows are there again, as after a restoration. They are no part of the
+        model: `forget_brought_back` takes them away again."""
+        with self.connection.transaction():
+            self.connection.execute(
+                "INSERT INTO projects_project (id, name, slug) VALUES (%s, 'restored', 'restored')", (project,)
+            )
+            for row in rows:
+                self.connection.execute(
+                    f"INSERT INTO analytics_pageview ({COLUMNS}) VALUES (%s, %s, NULL, %s, %s, %s, %s, %s)",
+                    row[:2] + row[3:],
+                )
+
+    def forget_brought_back(self, project: int) -> int:
+        """How many of its rows were still there."""
+        with self.connection.transaction():
+            gone = self.connection.execute("DELETE FROM analytics_pageview WHERE project_id = %s", (project,)).rowcount
+            self.connection.execute("DELETE FROM projects_project WHERE id = %s", (project,))
+        return gone
 
     def delete_version(self, rng: Random, project: int) -> set[int]:
         """Its rows stay, without a version; and there is a new version. Nothing happens when a page has views
@@ -201,7 +268,7 @@ class Site:
             if again and rng.random() < 0.3:
                 project, version, path, status = self._page_of(rng.choice(again))
             else:
-                project = rng.choice(sorted(self.slugs))
+                project = rng.choice(self.projects)
                 version = rng.choice([None, *self.living_versions[project]])
                 self._paths += 1
                 path = f"{rng.choice(PATHS)}{self._paths}"
@@ -225,7 +292,7 @@ class Site:
         version = row.version_id if row.version_id in living else None
         return row.project_id, version, row.path, row.status
 
-    def _change(self, sql: str, value: int, ids: Iterable[int]) -> set[int]:
+    def _change(self, sql: str, value: int | Day, ids: Iterable[int]) -> set[int]:
         changed = self.cursor.execute(f"{sql} RETURNING {COLUMNS}", (value, list(ids))).fetchall()
         self._remember(changed)
         return {row.id for row in changed}

@@ -13,9 +13,10 @@ from typing import Any
 
 import psycopg
 
-from tests.torture.invariant import Violation, deletable
+from tests.torture.erasures import Erasures
+from tests.torture.invariant import Seen, Violation, deletable
 from tests.torture.player import BATCH_ROWS, Day
-from tests.torture.story import Story
+from tests.torture.strangers import Strangers
 from tests.torture.worker import BATCH_STEPS, COPY_STEPS, DELETE_STEPS, EXPORT_STEPS, Stop
 
 
@@ -28,7 +29,7 @@ class Step:
     take: Callable[[Any, Random, Day], str]
 
 
-class Steps(Story):
+class Steps(Strangers, Erasures):
     """Each says in one line what it did, and raises `Violation` when a promise was broken."""
 
     # Exports
@@ -102,15 +103,16 @@ class Steps(Story):
     def replace(self, rng: Random, day: Day) -> str:
         self.repair(day)
         before = self.player.seen
-        table, stored = before.of(day), before.stored(day)
+        table = before.of(day)
         answer = self.player.export(day, replace=True, allow_empty=True)
-        if any(base.keys() - table.keys() for base in self.player.bases(before, day)) and not answer.done:
+        kept = [self.player.staying(before, day, base).keys() - table.keys() for base in self.player.bases(before, day)]
+        if any(kept) and not answer.done:
             self.player.expect_error(answer, "InvalidInput")
             self.player.expect_exported(before, day, [answer], replace=True)
-            return f"refused for {len(stored.keys() - table.keys())} stored rows"
+            return f"refused for {len(kept[0])} stored rows"
         self._expect_done(answer)
-        if stored.keys() - table.keys():
-            raise Violation(f"a replacement was not refused though it drops {stored.keys() - table.keys()}")
+        if kept[0]:
+            raise Violation(f"a replacement was not refused though it drops {kept[0]}")
         self.player.expect_exported(before, day, [answer], replace=True)
         return str(answer)
 
@@ -118,8 +120,7 @@ class Steps(Story):
         self.repair(day)
         self.site.insert(rng, day, 3)
         before = self.player.look()
-        dropped = {id for base in self.player.bases(before, day) for id in base} - before.of(day).keys()
-        self.player.invariant.discardable[day] = dropped
+        dropped = self._discardable(before, day)
         answer = self.player.export(day, replace=True, discard_stored=True)
         self._expect_done(answer)
         self.player.expect_exported(before, day, [answer], discard=True)
@@ -131,14 +132,19 @@ class Steps(Story):
         self.repair(day)
         self.change(rng, day)
         before = self.player.seen
-        dropped = {id for base in self.player.bases(before, day) for id in base} - before.of(day).keys()
-        self.player.invariant.discardable[day] = dropped
+        dropped = self._discardable(before, day)
         stop = Stop(rng.choice(("publishing", "published")), dies_after=rng.random() * 0.01)
         answer = self.player.export(day, discard_stored=True, stop=stop)
         self.player.expect_exported(before, day, [answer], discard=True)
         if not answer.killed:
             self.player.restart()  # it may be about to die
         return f"{len(dropped)} may be dropped: {answer}"
+
+    def _discardable(self, before: Seen, day: Day) -> set[int]:
+        """The stored rows that are nowhere in the table, which may be dropped from now on."""
+        dropped = {id for base in self.player.bases(before, day) for id in base} - before.table.keys()
+        self.player.invariant.discardable[day] = dropped
+        return dropped
 
     # Deletions
 
@@ -175,8 +181,7 @@ class Steps(Story):
         deletion = self.player.finished(first.finish())
         export = self.player.finished(second.finish(), 1)
         self._expect_done(export)
-        if not deletion.done:
-            self.player.expect_error(deletion, "Conflict")
+        self._expect_deletion_over(deletion, before, day)
         self.player.expect_deleted(before, day, deletion, before.of(day).keys() | touched)
         self.player.expect_exported(before, day, [export], touched, alone=False, undecided=True)
         return f"{sorted(touched)} touched: {deletion} / {export}"
@@ -198,8 +203,7 @@ class Steps(Story):
             ended = first.finish()
         deletion = self.player.finished(ended)
         self._expect_done(export)
-        if not deletion.done:
-            self.player.expect_error(deletion, "Conflict")
+        self._expect_deletion_over(deletion, before, day)
         self.player.expect_deleted(before, day, deletion, before.of(day).keys() | touched)
         self.player.expect_exported(before, day, [export], touched, alone=False, undecided=True)
         return f"{stop}, {sorted(touched)} touched: {deletion} / {export}"
@@ -233,7 +237,9 @@ class Steps(Story):
         self.change(rng, day)
         late = self.player.export(day)
         self._expect_done(late)
-        before = self.player.look()
+        self.player.look()
+        self.settle(rng, day)
+        before = self.player.seen
         refused = self.player.delete(day, verification=early.result)
         self.player.expect_error(refused, "DeletionRefused")
         self.player.expect_deleted(before, day, refused)
@@ -299,22 +305,30 @@ class Steps(Story):
     def bad_row(self, rng: Random, day: Day) -> str:
         self.repair(day)
         self.site.insert(rng, day, 2)
-        self.site.spoil(self._some(rng, day, 2) or self.site.insert(rng, day, 1))
+        # Those that are stored are put right at the end: an export that leaves a row after a deletion of its day takes
+        # it for one that has left the table.
+        file = self.player.seen.files.get(day)
+        stored = self.player.seen.stored(day).keys()
+        fitting = [id for id in self._some(rng, day, 2) if file is None or file.remaining is None or id not in stored]
+        spoiled = self.site.spoil(fitting or self.site.insert(rng, day, 1))
         before = self.player.look()
         answer = self.player.export(day)
         self.player.expect_error(answer, "BadRow")
         self.player.expect_exported(before, day, [answer])
         if rng.random() < 0.5:
+            self.site.repair(spoiled & stored)
+            self.player.look()
             return str(answer)
         left = self.player.export(day, on_bad_row="leave", allow_empty=True)
         self._expect_done(left)
         self.player.expect_exported(before, day, [left])
         assert left.result is not None
         said = {row["id"] for row in left.result["left_rows"]}
-        spoiled, stored = set(self._spoiled(day)), before.files.get(day)
         # Beside them, those that wait for the end of a deletion.
-        if said != spoiled and not (stored is not None and stored.undecided and said >= spoiled):
-            raise Violation(f"left in the database: {self._spoiled(day)}, but said: {said}")
+        if said != spoiled and not (file is not None and file.undecided and said >= spoiled):
+            raise Violation(f"left in the database: {spoiled}, but said: {said}")
+        self.site.repair(spoiled & stored)
+        self.player.look()
         return str(left)
 
     def reused_id(self, rng: Random, day: Day) -> str:
@@ -337,52 +351,55 @@ class Steps(Story):
         self.player.expect_exported(before, day, [export])
         return str(export)
 
-    def other_database(self, rng: Random, day: Day) -> str:
-        """The same tables in another database: an export must not merge them, a deletion not delete there."""
-        self.repair(day)
-        self.stored(rng, day)
-        before = self.player.seen
-        url = self.player.postgres.create_database()
-        try:
-            other = psycopg.connect(url, autocommit=True)
-            row = next(iter(before.stored(day).values()))
-            with other:
-                other.execute("INSERT INTO projects_project (id, name, slug) VALUES (%s, 'x', 'x')", (row.project_id,))
-                other.execute(
-                    "INSERT INTO analytics_pageview (id, project_id, path, full_path, view_count, date, status) "
-                    "VALUES (%s, %s, %s, %s, %s, %s, %s)",
-                    (row.id, row.project_id, row.path, row.full_path, row.view_count, row.date, row.status),
-                )
-            export = self.player.export(day, source={"url": url})
-            delete = self.player.delete(day, source={"url": url})
-        finally:
-            self.player.postgres.drop_database(url)
-        self.player.expect_error(export, "StaleSnapshot")
-        self.player.expect_error(delete, "DeletionRefused")
-        self.player.expect_exported(before, day, [export])
-        return f"{export} / {delete}"
+    # Rows that move, slugs that are handed on
 
-    def database_moved(self, rng: Random, day: Day) -> str:
-        """The database is copied to another one, which the application goes on with. Nothing is merged or deleted until
-        somebody says that this is meant; then all is as before."""
-        for each in self.days:
-            self.repair(each)
+    def moved_before_deletion(self, rng: Random, day: Day) -> str:
+        """Rows that an older file has too are not deleted before that one is exported again; then they count once."""
+        self.repair(day)
+        other = self._another_day(rng, day)
+        self.repair(other)
+        ids = self.site.insert(rng, other, rng.randint(1, 4))
+        self.player.look()
+        self.export(rng, other)
+        moved = self.site.move_rows(ids, day)
+        self.player.look()
+        self.export(rng, day)
         before = self.player.seen
-        self.player.move_database()
-        moved = [each for each in before.files if each in self.days or before.of(each)]
-        for each in moved:
-            refused = self.player.export(each)
-            self.player.expect_error(refused, "StaleSnapshot")
-            self.player.expect_exported(before, each, [refused])
-            deletion = self.player.delete(each)
-            self.player.expect_error(deletion, "DeletionRefused")
-            answer = self.player.export(each, accept_moved_database=True)
+        refused = self.player.delete(day)
+        self.player.expect_error(refused, "DeletionRefused")
+        assert refused.error is not None
+        if set(refused.error.export_first) != before.shared(day).keys():
+            raise Violation(f"{before.shared(day)} are shared, but the refusal is {refused}")
+        before = self.player.expect_deleted(before, day, refused)
+        exported = self.settle(rng, day)
+        before = self.player.seen
+        answer = self.player.delete(day)
+        self._expect_done(answer)
+        self.player.expect_deleted(before, day, answer)
+        return f"rows {sorted(moved)} from {other}: {refused}; after the export of {exported}: {answer}"
+
+    def hand_over_slug(self, rng: Random, day: Day) -> str:
+        """A project gets another slug, and another project its old one: each copy is that of the file's rows."""
+        self.repair(day)
+        first, second = rng.sample(self.site.projects, 2)
+        for _ in range(2):
+            self.change(rng, day)
+            before = self.player.seen
+            answer = self.player.export(day, per_project=True)
             self._expect_done(answer)
-            self.player.look()
-            again = self.player.export(each)
-            self._expect_done(again)
-            before = self.player.expect_exported(before, each, [answer, again])
-        return f"{len(moved)} days accepted"
+            now = self.player.expect_exported(before, day, [answer])
+            self.player.expect_copies(now, day, answer)
+            file = now.files[day]
+            old_ones = [
+                row
+                for id, row in before.of(day).items()
+                if file.rows.get(id) == row and file.slugs[id][0] != self.site.slugs[row.project_id][-1]
+            ]
+            if old_ones:
+                raise Violation(f"{file} has slugs of before: {old_ones}")
+            old, new = self.site.hand_over(first, second)
+        self.player.look()
+        return f"{old} of {first} is {second}'s, and {first} is {new}: {answer}"
 
     # Deaths
 
@@ -452,7 +469,14 @@ STEPS = (
     Step("bad row", 15, Steps.bad_row),
     Step("id used again", 6, Steps.reused_id),
     Step("other database", 4, Steps.other_database),
+    Step("other schema", 4, Steps.other_schema),
     Step("database moved", 2, Steps.database_moved),
+    Step("row moved", 60, Steps.move),
+    Step("row moved, deletion before the old day's export", 10, Steps.moved_before_deletion),
+    Step("slug handed on", 8, Steps.hand_over_slug),
+    Step("project erased", 10, Steps.erase),
+    Step("project erased beside an export", 8, Steps.erase_beside_export),
+    Step("project erased beside a deletion", 8, Steps.erase_beside_deletion),
     Step("killed after a while", 25, Steps.killed_some_time),
     *(
         Step(f"killed at {step}", 5, partial(Steps.killed_at, step=step))

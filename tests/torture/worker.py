@@ -7,6 +7,7 @@ killing one costs milliseconds.
 
 from __future__ import annotations
 
+import datetime
 import logging
 import multiprocessing
 import os
@@ -79,6 +80,7 @@ class Told:
     typed: bool
     retryable: bool
     row_id: int | None
+    export_first: tuple[datetime.date, ...] = ()
 
     @property
     def unknown(self) -> bool:
@@ -243,7 +245,8 @@ def _run(command: Command) -> tuple[str, Any]:
         _die(command.stop.dies_after or 0)
     try:
         exporter = ParquetAnalyticsExporter(**command.exporter, source=PostgresSource(**command.source))
-        return "result", getattr(exporter, command.method)(**command.arguments)
+        found = getattr(exporter, command.method)(**command.arguments)
+        return "result", found if isinstance(found, dict) else {"outcome": command.method, "found": found}
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent judges it
         return "error", Told(
             type(error).__name__,
@@ -251,4 +254,5 @@ def _run(command: Command) -> tuple[str, Any]:
             isinstance(error, ParquetAnalyticsError),
             bool(getattr(error, "retryable", False)),
             getattr(error, "row_id", None),
+            tuple(getattr(error, "export_first", ())),
         )
