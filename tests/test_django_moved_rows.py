@@ -11,8 +11,12 @@ import pytest
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import tasks
+from parquet_analytics.django.ledger import Ledger
+from parquet_analytics.django.models import Run
 from parquet_analytics.django.querier import PageViewsQuerier
-from parquet_analytics.django.runs import delete_day, export_day
+from parquet_analytics.django.restore import restore_day
+from parquet_analytics.django.runs import delete_day, export_day, exporter
+from parquet_analytics.exceptions import DeletionRefused, InvalidInput
 
 from tests import sites
 
@@ -76,3 +80,19 @@ def test_a_row_that_moved_while_its_old_day_was_deleted_may_come_back_changed(ro
     move(row, OLD, view_count=100)
     tasks.export_pageviews_to_parquet()
     assert counted() == {FIRST: VIEWS, OLD: VIEWS + 81, NEW: VIEWS}
+
+
+@pytest.mark.parametrize("refused", ["deletion", "restoration"])
+def test_a_row_that_moved_after_a_refusal_leaves_its_old_day(row: PageView, refused: str) -> None:
+    """What was refused is not taken for what let all rows of the day go."""
+    PageView.objects.filter(date=OLD).exclude(pk=row.pk).delete()
+    export_day(OLD)
+    if refused == "restoration":
+        with pytest.raises(InvalidInput):
+            restore_day(OLD)
+    else:
+        with pytest.raises(DeletionRefused), Ledger(Run.Kind.DELETE, OLD, exporter().location):
+            raise DeletionRefused("a column would be lost")
+    move(row, NEW)
+    tasks.export_pageviews_to_parquet()
+    assert counted() == MOVED

@@ -353,6 +353,8 @@ def counted(mapping: PageViewMapping, run: Run) -> tuple[Counted, Counted]:
     later = runs().filter(
         day=run.day, location=run.location, id__gt=run.pk, kind__in=[Run.Kind.DELETE, Run.Kind.RESTORE]
     )
+    # Those that were refused, and restorations that failed, have changed nothing.
+    later = later.exclude(error_type__in=_NOTHING_DELETED).exclude(kind=Run.Kind.RESTORE, state=Run.State.FAILED)
     last = later.order_by("-id").first()
     if last is not None and last.kind == Run.Kind.RESTORE and last.state == Run.State.DONE:
         return now, Counted(last.rows or 0, last.views or 0)
