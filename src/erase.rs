@@ -21,7 +21,7 @@ use crate::keys::{Day, Prefix, Scope};
 use crate::position::{Identity, Position};
 use crate::runtime::{Cancel, block_on};
 use crate::schema::{self, meta};
-use crate::source::{BadRows, Elsewhere, Sink, Source, Summary};
+use crate::source::{BadRows, Sink, Source, Summary};
 use crate::store::Store;
 use crate::stored::StoredDay;
 use crate::verify::not_stored;
@@ -225,7 +225,7 @@ impl Source for Nothing<'_> {
             counted: None,
             earlier_rows: Some(true),
             left: Vec::new(),
-            elsewhere: Elsewhere::default(),
+            elsewhere: Vec::new(),
             slugs: None,
         })
     }

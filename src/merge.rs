@@ -73,8 +73,8 @@ impl Conflict {
 pub struct Known<'a> {
     /// Projects whose rows are not stored any more, ascending.
     pub erased: &'a [i32],
-    /// Ids that live on another date in the source.
-    pub elsewhere: &'a Elsewhere,
+    /// Rows with stored ids that live on another date in the source, in order of ids.
+    pub elsewhere: &'a [Elsewhere],
     /// Which stored rows are still in the database, if any were deleted.
     pub remaining: Option<&'a Remaining>,
     /// The database's word counts: a row that it still has may have got another project or path, and one that a broken-off
@@ -88,14 +88,16 @@ impl Known<'_> {
         self.remaining.map_or(Some(false), |remaining| remaining.is_gone(id))
     }
 
-    /// Whether the stored row with this id lives on another date; `None` when that is not known. A row with the id of one
-    /// that was deleted is another row.
-    fn has_moved(&self, id: i64) -> Option<bool> {
-        if self.elsewhere.moved.binary_search(&id).is_err() {
+    /// Whether a stored row lives on another date; `None` when that is not known. A row with the id of one that was deleted
+    /// is another row; where that is not known, one of another page may be.
+    fn has_moved(&self, id: i64, batch: &RecordBatch, row: usize) -> Option<bool> {
+        let found = self.elsewhere.binary_search_by_key(&id, |found| found.id);
+        let found = found.ok().map(|at| &self.elsewhere[at]).filter(|found| !found.adrift);
+        let Some(found) = found else {
             return Some(false);
-        }
+        };
         match self.is_gone(id) {
-            None => self.corrections.then_some(true),
+            None => (self.corrections || found.is_page_of(batch, row)).then_some(true),
             Some(gone) => Some(!gone),
         }
     }
@@ -129,11 +131,10 @@ pub fn merge(
         let matches = source.matches(&batch)?;
         let ids = id_column(&batch)?;
         let mut absent = Vec::with_capacity(ids.len());
-        for (id, found) in ids.into_iter().zip(matches) {
-            let moved = if found == Match::Absent {
-                known.has_moved(id)
-            } else {
-                Some(false)
+        for (row, (id, found)) in ids.into_iter().zip(matches).enumerate() {
+            let moved = match found {
+                Match::Absent => known.has_moved(id, &batch, row),
+                _ => Some(false),
             };
             merged.moved += u64::from(moved == Some(true));
             merged.undecided |= moved.is_none();

@@ -1,6 +1,6 @@
 //! Proves that a stored day is whole, and says how it differs from its source.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 
@@ -58,6 +58,8 @@ pub struct Differences {
     pub left: Vec<LeftRow>,
     /// In the file, and on another date in the source: those of them that were looked for.
     pub elsewhere: Vec<i64>,
+    /// Whether one of those is of another page there.
+    pub elsewhere_otherwise: bool,
     /// Where in its history the source was asked, if it has one.
     pub position: Option<Position>,
     pub snapshot_time: DateTime<Utc>,
@@ -73,10 +75,8 @@ pub fn compare(stored: &StoredDay, source: &mut dyn Source, cancel: &Cancel) -> 
     let index = index.finish()?;
     let left: HashSet<i64> = summary.left.iter().map(|row| row.id).collect();
     let mut seen = vec![false; index.len()];
-    let Elsewhere { mut moved, adrift } = summary.elsewhere;
-    moved.extend(adrift);
+    let elsewhere: HashMap<i64, &Elsewhere> = summary.elsewhere.iter().map(|row| (row.id, row)).collect();
     let mut found = Differences {
-        elsewhere: moved,
         left: summary.left,
         position: summary.position,
         snapshot_time: summary.snapshot_time,
@@ -85,11 +85,18 @@ pub fn compare(stored: &StoredDay, source: &mut dyn Source, cancel: &Cancel) -> 
     for batch in stored.batches() {
         cancel.check()?;
         let batch = batch?;
-        for (id, matched) in id_column(&batch)?.into_iter().zip(index.matches(&batch)?) {
+        let matches = id_column(&batch)?.into_iter().zip(index.matches(&batch)?);
+        for (number, (id, matched)) in matches.enumerate() {
             match matched {
                 // It is there, with a value that does not fit.
                 Match::Absent if left.contains(&id) => found.changed.push(id),
-                Match::Absent => found.archive_only.push(id),
+                Match::Absent => {
+                    found.archive_only.push(id);
+                    if let Some(row) = elsewhere.get(&id) {
+                        found.elsewhere.push(id);
+                        found.elsewhere_otherwise |= !row.is_page_of(&batch, number);
+                    }
+                }
                 Match::Same(row) => {
                     seen[row] = true;
                     found.unchanged.push(id);

@@ -131,8 +131,19 @@ def test_an_id_that_is_given_out_again_on_another_date_is_another_row(place: Pla
         exporter.export_daily_pageviews(DAY, replace=True)
 
 
-def test_what_a_broken_off_deletion_leaves_open_is_not_taken_for_moved(place: Place, filled: str) -> None:
-    """The row may have been deleted, and its id been given out again."""
+def test_a_row_of_two_files_that_has_vanished_holds_no_deletion_back(place: Place, filled: str) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    execute(filled, MOVE, LATE.replace("2026-07-01", "2026-07-02"))
+    exporter.export_daily_pageviews(NEXT)
+    execute(filled, "DELETE FROM analytics_pageview WHERE id = 2")
+    assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
+    assert exporter.delete_exported_pageviews(DAY)["deleted"] == 2
+
+
+@pytest.fixture
+def broken_off(place: Place, filled: str) -> ParquetAnalyticsExporter:
+    """A deletion of the day was broken off before it came to the row 3."""
     exporter = place.exporter(filled)
     exporter.export_daily_pageviews(DAY)
 
@@ -142,19 +153,36 @@ def test_what_a_broken_off_deletion_leaves_open_is_not_taken_for_moved(place: Pl
 
     with pytest.raises(KeyboardInterrupt):
         exporter.delete_exported_pageviews(DAY, batch_rows=1, pause=0.5, progress=stop)
-    execute(filled, MOVE.replace("id = 2", "id = 3"), LATE)
     assert 3 in left(filled)
-    result = exporter.export_daily_pageviews(DAY)
+    execute(filled, LATE)
+    return exporter
+
+
+def test_a_row_that_moves_while_a_deletion_is_broken_off_leaves_its_old_day(
+    place: Place, filled: str, broken_off: ParquetAnalyticsExporter
+) -> None:
+    execute(filled, MOVE.replace("id = 2", "id = 3"))
+    assert broken_off.export_daily_pageviews(DAY)["moved"] == 1
+    broken_off.export_daily_pageviews(NEXT)
+    assert views_of(place, KEY, NEXT_KEY) == {1: 10, 2: 4, 3: 2, 9: 2}
+
+
+def test_what_a_broken_off_deletion_leaves_open_is_not_taken_for_moved(
+    place: Place, filled: str, broken_off: ParquetAnalyticsExporter
+) -> None:
+    """The row may have been deleted, and its id been given out again."""
+    execute(filled, MOVE.replace("id = 2", "id = 3"), "UPDATE analytics_pageview SET path = '/other' WHERE id = 3")
+    result = broken_off.export_daily_pageviews(DAY)
     assert (result["moved"], counts(stored(place))[3]) == (0, 1)
-    exporter.delete_exported_pageviews(DAY)
-    result = exporter.export_daily_pageviews(NEXT)
+    broken_off.delete_exported_pageviews(DAY)
+    broken_off.export_daily_pageviews(NEXT)
     with pytest.raises(DeletionRefused, match=saying("on_id_conflict", "2026-07-01", "id 3")) as caught:
-        exporter.delete_exported_pageviews(NEXT)
+        broken_off.delete_exported_pageviews(NEXT)
     assert [str(day) for day in caught.value.export_first] == ["2026-07-01"]
     # Somebody has looked, and it is the same row.
-    result = exporter.export_daily_pageviews(DAY, on_id_conflict="database")
+    result = broken_off.export_daily_pageviews(DAY, on_id_conflict="database")
     assert (result["moved"], 3 in counts(stored(place))) == (1, False)
-    assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
+    assert broken_off.delete_exported_pageviews(NEXT)["deleted"] == 1
     assert counts(stored(place, NEXT_KEY)) == {3: 2}
 
 

@@ -20,6 +20,7 @@ use crate::rows::RowIndex;
 use crate::runtime::{Cancel, block_on};
 use crate::scan::{Options, Scan};
 use crate::schema::{self, meta};
+use crate::source::postgres::deletion::Deleter;
 use crate::store::Store;
 
 /// Footers on their way at once.
@@ -27,6 +28,8 @@ const AT_ONCE: usize = 64;
 /// Days that are named in a message.
 const SHOWN: usize = 10;
 
+/// Rows that the table does not have any more are not deleted: they hold nothing back.
+///
 /// # Errors
 /// [`Error::DeletionRefused`] that names the other days.
 pub(super) fn refuse_rows_of_other_days(
@@ -34,10 +37,26 @@ pub(super) fn refuse_rows_of_other_days(
     prefix: &Prefix,
     day: Day,
     rows: &RowIndex,
+    deleter: &mut Deleter<'_>,
     cancel: &Cancel,
 ) -> Result<()> {
     let suspects = block_on(cancel, suspects(store, prefix, day, rows))?;
-    let found = shared(store, prefix, &suspects, rows, cancel)?;
+    let mut found = shared(store, prefix, &suspects, rows, cancel)?;
+    if !found.is_empty() {
+        let ids: Vec<i64> = found.values().flatten().copied().collect();
+        let present = block_on(cancel, deleter.present(&ids))?;
+        for (other, ids) in &mut found {
+            let shared = ids.len();
+            ids.retain(|id| present.contains(id));
+            if ids.len() < shared {
+                log::warn!(
+                    "{day}: {} rows are in the file of {other} too, and the table has none of them any more; they count on both days",
+                    shared - ids.len()
+                );
+            }
+        }
+        found.retain(|_, ids| !ids.is_empty());
+    }
     let Some((first, ids)) = found.iter().next() else {
         return Ok(());
     };

@@ -47,8 +47,8 @@ impl Deletion<'_> {
             .chain(&rest.unchanged)
             .chain(&rest.elsewhere)
             .copied();
-        // What a broken-off deletion had deleted is not known: an id on another date may have been given out again.
-        let undecided = !self.certain && !rest.elsewhere.is_empty();
+        // What a broken-off deletion had deleted is not known: an id of another page may have been given out again.
+        let undecided = !self.certain && rest.elsewhere_otherwise;
         let remaining = before.ended(ids, undecided);
         self.stamp(&position, rest.snapshot_time, &remaining)
     }

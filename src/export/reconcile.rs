@@ -185,7 +185,7 @@ impl Export<'_> {
         }
         // What the file has from before, although it could not take it as it is now.
         let unfit = summary.left.iter().map(|row| row.id);
-        let unfit = unfit.chain(summary.elsewhere.adrift.iter().copied());
+        let unfit = unfit.chain(summary.elsewhere.iter().filter(|row| row.adrift).map(|row| row.id));
         let unfit = unfit.filter(|id| ids.binary_search(id).is_ok() && known.is_gone(*id) != Some(true));
         let unfit: Vec<i64> = unfit.collect();
         let undecided = merged.undecided

@@ -12,7 +12,7 @@ use ::arrow::error::ArrowError;
 use chrono::Utc;
 
 use self::convert::{Column, Rows, is_decodable};
-use super::{BadRows, Elsewhere, LeftRow, Sink, Source, Summary, leave};
+use super::{BadRows, LeftRow, Sink, Source, Summary, leave};
 use crate::error::{Error, Result};
 use crate::keys::Day;
 use crate::runtime::Cancel;
@@ -124,7 +124,7 @@ impl Source for ArrowSource {
             counted: None,
             earlier_rows,
             left,
-            elsewhere: Elsewhere::default(),
+            elsewhere: Vec::new(),
             slugs: None,
         })
     }

@@ -7,7 +7,8 @@ pub mod postgres;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ::arrow::array::RecordBatch;
+use ::arrow::array::{AsArray, RecordBatch};
+use ::arrow::datatypes::Int32Type;
 use chrono::{DateTime, Utc};
 
 use crate::error::{Error, Result};
@@ -103,18 +104,33 @@ pub struct Summary {
     pub earlier_rows: Option<bool>,
     /// Rows that were not handed over, because a value does not fit.
     pub left: Vec<LeftRow>,
-    /// Of the expected ids, those that live on another date.
-    pub elsewhere: Elsewhere,
+    /// Of the expected ids, those that live on another date; in order of ids.
+    pub elsewhere: Vec<Elsewhere>,
     /// Slugs by id, when the batches came without them.
     pub slugs: Option<Slugs>,
 }
 
-/// Ids of rows that live on another date than the day that was read, ascending.
-#[derive(Debug, Clone, Default)]
+/// A row that lives on another date than the day that was read.
+#[derive(Debug, Clone)]
 pub struct Elsewhere {
-    pub moved: Vec<i64>,
+    pub id: i64,
     /// On a date that no file can have.
-    pub adrift: Vec<i64>,
+    pub adrift: bool,
+    pub project_id: Option<i32>,
+    pub path: Option<String>,
+}
+
+impl Elsewhere {
+    /// Whether it has the project and path of a row of a batch.
+    pub fn is_page_of(&self, batch: &RecordBatch, row: usize) -> bool {
+        let column = |name| batch.column_by_name(name);
+        let projects = column(schema::PROJECT_ID).and_then(|column| column.as_primitive_opt::<Int32Type>());
+        let paths = column(schema::PATH).and_then(|column| column.as_string_opt::<i32>());
+        self.project_id.is_some()
+            && self.path.is_some()
+            && self.project_id == projects.map(|projects| projects.value(row))
+            && self.path.as_deref() == paths.map(|paths| paths.value(row))
+    }
 }
 
 #[derive(Debug, Clone, Default)]

@@ -305,19 +305,13 @@ class Steps(Strangers, Erasures):
     def bad_row(self, rng: Random, day: Day) -> str:
         self.repair(day)
         self.site.insert(rng, day, 2)
-        # Those that are stored are put right at the end: an export that leaves a row after a deletion of its day takes
-        # it for one that has left the table.
-        file = self.player.seen.files.get(day)
-        stored = self.player.seen.stored(day).keys()
-        fitting = [id for id in self._some(rng, day, 2) if file is None or file.remaining is None or id not in stored]
-        spoiled = self.site.spoil(fitting or self.site.insert(rng, day, 1))
+        spoiled = self.site.spoil(self._some(rng, day, 2) or self.site.insert(rng, day, 1))
         before = self.player.look()
+        file = before.files.get(day)
         answer = self.player.export(day)
         self.player.expect_error(answer, "BadRow")
         self.player.expect_exported(before, day, [answer])
         if rng.random() < 0.5:
-            self.site.repair(spoiled & stored)
-            self.player.look()
             return str(answer)
         left = self.player.export(day, on_bad_row="leave", allow_empty=True)
         self._expect_done(left)
@@ -327,8 +321,6 @@ class Steps(Strangers, Erasures):
         # Beside them, those that wait for the end of a deletion.
         if said != spoiled and not (file is not None and file.undecided and said >= spoiled):
             raise Violation(f"left in the database: {spoiled}, but said: {said}")
-        self.site.repair(spoiled & stored)
-        self.player.look()
         return str(left)
 
     def reused_id(self, rng: Random, day: Day) -> str:

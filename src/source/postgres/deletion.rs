@@ -1,6 +1,7 @@
 //! Deletes rows from the page views' table, a batch in a transaction: the rows are locked, handed over for
 //! comparison, and only those that the comparison names are deleted. Which rows those are is not decided here.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
@@ -11,7 +12,7 @@ use super::connect::{
 use super::copy::Decoder;
 use super::effects::{Effects, effects};
 use super::identity::identify;
-use super::{Dates, PostgresSource, Unique, date_type, list, number};
+use super::{Dates, IDS_AT_ONCE, PostgresSource, Unique, date_type, list, number};
 use crate::error::{Error, Kind, Result};
 use crate::keys::Day;
 use crate::position::Identity;
@@ -155,6 +156,24 @@ impl<'a> Deleter<'a> {
         let found = is_true(&self.session.query("looking for rows", &sql).await?, 0);
         self.session.query("ending the transaction", "ROLLBACK").await?;
         found
+    }
+
+    /// Those of these ids that rows of the table have, on whichever date.
+    pub async fn present(&mut self, ids: &[i64]) -> Result<HashSet<i64>> {
+        let (table, id) = (&self.source.options.table, &self.source.options.columns.id);
+        let mut found = HashSet::new();
+        self.begin_batch().await?;
+        for some in ids.chunks(IDS_AT_ONCE) {
+            let sql = format!(
+                "SELECT {id}::text FROM {table} WHERE {id} = ANY('{{{}}}'::bigint[])",
+                list(some)
+            );
+            for row in &self.session.query("looking for rows", &sql).await? {
+                found.insert(number(row, 0)?);
+            }
+        }
+        self.session.query("ending the transaction", "ROLLBACK").await?;
+        Ok(found)
     }
 
     /// Locks those of the day's rows with these ids that nobody else has locked, lets `decide` name the ids of those that

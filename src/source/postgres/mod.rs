@@ -335,30 +335,31 @@ impl PostgresSource {
         dates: Dates,
         ids: &[i64],
         cancel: &Cancel,
-    ) -> Result<Elsewhere> {
+    ) -> Result<Vec<Elsewhere>> {
         let (table, columns) = (&self.options.table, &self.options.columns);
-        let mut found = Elsewhere::default();
+        let mut found = Vec::new();
         for some in ids.chunks(IDS_AT_ONCE) {
             cancel.check()?;
             let sql = format!(
-                "SELECT {0}::text, coalesce({3} >= '0001-01-01' AND {3} < '10000-01-01', false)::text
+                "SELECT {0}::text, ({3} >= '0001-01-01' AND {3} < '10000-01-01')::text, {4}::text, {5}::text
                  FROM {table} WHERE {0} = ANY('{{{1}}}'::bigint[]) AND ({2}) IS NOT TRUE",
                 columns.id,
                 list(some),
                 self.on(day, dates),
-                columns.date
+                columns.date,
+                columns.project_id,
+                columns.path
             );
             for row in &snapshot.query("looking for rows that have moved", &sql).await? {
-                let ids = if is_true(std::slice::from_ref(row), 1)? {
-                    &mut found.moved
-                } else {
-                    &mut found.adrift
-                };
-                ids.push(number(row, 0)?);
+                found.push(Elsewhere {
+                    id: number(row, 0)?,
+                    adrift: !is_true(std::slice::from_ref(row), 1)?,
+                    project_id: number(row, 2).ok(),
+                    path: text(row, 3).ok().flatten(),
+                });
             }
         }
-        found.moved.sort_unstable();
-        found.adrift.sort_unstable();
+        found.sort_unstable_by_key(|row| row.id);
         Ok(found)
     }
 
