@@ -106,10 +106,12 @@ class Steps(Strangers, Erasures):
         table = before.of(day)
         answer = self.player.export(day, replace=True, allow_empty=True)
         kept = [self.player.staying(before, day, base).keys() - table.keys() for base in self.player.bases(before, day)]
-        if any(kept) and not answer.done:
-            self.player.expect_error(answer, "InvalidInput")
+        # It is not known of each row whether a deletion has let it go.
+        undecided = day in before.files and before.files[day].undecided
+        if (any(kept) or undecided) and not answer.done:
+            self.player.expect_error(answer, "InvalidInput", *(["IdConflict"] if undecided else []))
             self.player.expect_exported(before, day, [answer], replace=True)
-            return f"refused for {len(kept[0])} stored rows"
+            return f"refused for {len(kept[0])} stored rows: {answer}"
         self._expect_done(answer)
         if kept[0]:
             raise Violation(f"a replacement was not refused though it drops {kept[0]}")
