@@ -94,7 +94,7 @@ class Steps(Strangers, Erasures):
         answers.append(self.player.finished(ended))
         self._expect_done(answers[0])
         if replaces and not answers[1].done:  # the other one has stored rows that are in the table no more
-            self.player.expect_error(answers[1], "InvalidInput")
+            self.player.expect_error(answers[1], *self._refusals(before, day))
         else:
             self._expect_done(answers[1])
         self.player.expect_exported(before, day, answers, touched)
@@ -106,10 +106,9 @@ class Steps(Strangers, Erasures):
         table = before.of(day)
         answer = self.player.export(day, replace=True, allow_empty=True)
         kept = [self.player.staying(before, day, base).keys() - table.keys() for base in self.player.bases(before, day)]
-        # It is not known of each row whether a deletion has let it go.
-        undecided = day in before.files and before.files[day].undecided
-        if (any(kept) or undecided) and not answer.done:
-            self.player.expect_error(answer, "InvalidInput", *(["IdConflict"] if undecided else []))
+        refusals = self._refusals(before, day)
+        if (any(kept) or "IdConflict" in refusals) and not answer.done:
+            self.player.expect_error(answer, *refusals)
             self.player.expect_exported(before, day, [answer], replace=True)
             return f"refused for {len(kept[0])} stored rows: {answer}"
         self._expect_done(answer)
@@ -117,6 +116,11 @@ class Steps(Strangers, Erasures):
             raise Violation(f"a replacement was not refused though it drops {kept[0]}")
         self.player.expect_exported(before, day, [answer], replace=True)
         return str(answer)
+
+    def _refusals(self, before: Seen, day: Day) -> list[str]:
+        """Of a replacement: stored rows that the table has no more, or of which a broken-off deletion leaves that open."""
+        undecided = day in before.files and before.files[day].undecided
+        return ["InvalidInput", "IdConflict"] if undecided else ["InvalidInput"]
 
     def discard_stored(self, rng: Random, day: Day) -> str:
         self.repair(day)
