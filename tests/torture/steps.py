@@ -118,7 +118,7 @@ class Steps(Strangers, Erasures):
         return str(answer)
 
     def _refusals(self, before: Seen, day: Day) -> list[str]:
-        """Of a replacement: stored rows that the table has no more, or of which a broken-off deletion leaves that open."""
+        """Stored rows that the table has no more, or of which a broken-off deletion left open whether it has."""
         undecided = day in before.files and before.files[day].undecided
         return ["InvalidInput", "IdConflict"] if undecided else ["InvalidInput"]
 
