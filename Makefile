@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python torture wheel lint fmt bench fuzz clean
+.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python torture mutants wheel lint fmt bench fuzz clean
 
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
@@ -55,6 +55,10 @@ test-full-rust:
 # Exit status 5: no Python test is marked.
 test-full-python:
 	$(PYTHON) -m pytest --full || [ $$? -eq 5 ]
+
+# make mutants FILES=src/merge.rs ARGS="--shard 0/4": every mutant takes about a minute.
+mutants: build
+	$(PYTHON) -m tests.services run -- $(PYTHON) scripts/mutants.py $(FILES) $(ARGS)
 
 # make torture N=5000 SEED=7: the random test for longer; without SEED another one each time.
 N ?= 1000

@@ -62,7 +62,7 @@ def main() -> int:
 
 def installed() -> Path:
     program = CACHE / "tools" / "bin" / "cargo-mutants"
-    if not program.exists() or VERSION not in subprocess.check_output([program, "--version"], text=True):
+    if not program.exists() or VERSION not in subprocess.check_output([program, "mutants", "--version"], text=True):
         install = ["cargo", "install", "cargo-mutants", "--locked", "--version", VERSION, "--quiet"]
         subprocess.run([*install, "--root", program.parent.parent], check=True)
     return program
