@@ -228,7 +228,7 @@ def other(postgres: Postgres, django_template: str) -> Iterator[str]:
     [
         pytest.param(120, False, marks=pytest.mark.timeout(600)),
         pytest.param(120, True, marks=pytest.mark.timeout(600)),
-        pytest.param(1500, True, marks=[pytest.mark.full, pytest.mark.timeout(3600)]),
+        pytest.param(1000, True, marks=[pytest.mark.full, pytest.mark.timeout(3600)]),
     ],
 )
 def test_whatever_happens_in_whatever_order_every_view_counts_once(

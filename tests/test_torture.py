@@ -14,7 +14,7 @@ from tests.torture.run import Report, run
 SEED = "PARQUET_ANALYTICS_TEST_SEED"
 
 
-@pytest.mark.parametrize("steps", [150, pytest.param(1000, marks=[pytest.mark.full, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("steps", [150, pytest.param(600, marks=[pytest.mark.full, pytest.mark.timeout(1800)])])
 def test_no_row_is_lost_or_doubled_whatever_happens_in_whatever_order(
     steps: int, postgres: Postgres, s3: S3, capsys: pytest.CaptureFixture[str]
 ) -> None:
