@@ -3,7 +3,7 @@
 cargo-mutants, of the code that decides whether rows are written over, go, or are called verified.
 
     python scripts/mutants.py                              every mutant of the files below: hours
-    python scripts/mutants.py src/position.rs --shard 0/4  of one file; other arguments are those of `cargo mutants`
+    python scripts/mutants.py src/position.rs --shard 0/4  of one file; what is no file is for `cargo mutants`
 
 To be run within `python -m tests.services run --`, so that the servers start once. cargo-mutants asks cargo for tests.
 It is given this script as its cargo, which builds the extension and runs the tests that are about the changed file,
@@ -12,7 +12,6 @@ most of them Python's. Mutants that no test can notice, and why, stand in .cargo
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -43,11 +42,9 @@ PYTHON = {
 FILES = "PARQUET_ANALYTICS_MUTANTS"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", choices=[*PYTHON, []], metavar="FILE")
-    given, arguments = parser.parse_known_args()
-    files = given.files or list(PYTHON)
+def main(given: list[str]) -> int:
+    files = [each for each in given if each in PYTHON] or list(PYTHON)
+    arguments = [each for each in given if each not in PYTHON]
     environment = {
         **os.environ,
         "CARGO": str(Path(__file__).resolve()),
@@ -56,7 +53,18 @@ def main() -> int:
     }
     tree = Path(__file__).resolve().parent.parent
     chosen = [word for file in files for word in ("--file", file)]
-    command = [installed(), "mutants", "--dir", tree, "--output", CACHE, "--timeout", "600", *chosen, *arguments]
+    command: list[str | Path] = [
+        installed(),
+        "mutants",
+        "--dir",
+        tree,
+        "--output",
+        CACHE,
+        "--timeout",
+        "600",
+        *chosen,
+        *arguments,
+    ]
     return subprocess.run(command, env=environment).returncode
 
 
@@ -112,4 +120,4 @@ def with_duckdb(features: str, subcommand: str, *arguments: str) -> int:
 
 if __name__ == "__main__":
     as_cargo = os.environ.get("CARGO") == str(Path(__file__).resolve())
-    sys.exit(cargo(sys.argv[1:]) if as_cargo else main())
+    sys.exit((cargo if as_cargo else main)(sys.argv[1:]))

@@ -29,7 +29,7 @@ from tests import sites
 from tests.archives import KEY, Place, execute, rows_of
 from tests.sites import DAY
 from tests.test_merge import counts, metadata, stored
-from tests.test_nth_failure import FULL, MOST, REQUEST_TIMEOUT, Interrupted, NthRequest, interrupted, wires  # noqa: F401
+from tests.test_nth_failure import FULL, MOST, REQUEST_TIMEOUT, Interrupted, interrupted, struck, wires  # noqa: F401
 from tests.torture.proxies import PostgresProxy, S3Proxy
 
 VIEWS = {1: 10, 2: 4, 3: 1}
@@ -221,13 +221,8 @@ def test_whichever_request_to_the_store_fails_the_same_call_heals_it(world: Worl
     for number in itertools.count(1):
         assert number < MOST
         world.as_saved()
-        fault = NthRequest(number, how)
-        world.s3.armed = fault  # type: ignore[assignment]
-        try:
+        with struck(world.s3, number, how) as fault:
             disturbed(world, ACTS[act], number)
-        finally:
-            world.s3.armed = None
-            fault.given_up.set()
         healed(world, ACTS[act])
         if not fault.hits:
             break

@@ -264,6 +264,18 @@ def healed(world: World, act: Act) -> None:
 FULL = pytest.mark.full
 
 
+@contextlib.contextmanager
+def struck(s3: S3Proxy, number: int, how: str) -> Iterator[NthRequest]:
+    """The n-th request meets its fault."""
+    fault = NthRequest(number, how)
+    s3.armed = fault  # type: ignore[assignment]
+    try:
+        yield fault
+    finally:
+        s3.armed = None
+        fault.given_up.set()
+
+
 @pytest.mark.parametrize("how", [pytest.param("refused", marks=FULL), "lost", pytest.param("hangs", marks=FULL)])
 @pytest.mark.parametrize("act", ACTS)
 def test_whichever_request_to_the_store_fails_the_same_call_heals_it(
@@ -274,13 +286,8 @@ def test_whichever_request_to_the_store_fails_the_same_call_heals_it(
         assert number < MOST
         world = world_of(s3, postgres, wires)
         ACTS[act].prepare(world)
-        fault = NthRequest(number, how)
-        world.s3.armed = fault  # type: ignore[assignment]
-        try:
+        with struck(world.s3, number, how) as fault:
             disturbed(world, ACTS[act], number)
-        finally:
-            world.s3.armed = None
-            fault.given_up.set()
         healed(world, ACTS[act])
         postgres.drop_database(world.url)
         if not fault.hits:

@@ -152,10 +152,12 @@ fn shared(
         let ids = batch.column(0).as_primitive_opt::<Int64Type>().ok_or_else(wrong)?;
         let dates = batch.column(1).as_primitive_opt::<Date32Type>().ok_or_else(wrong)?;
         for (id, date) in ids.values().iter().zip(dates.values()) {
+            if !rows.has(*id) {
+                continue;
+            }
             let day = Day::from_date32(*date).ok_or_else(wrong)?;
             let remaining = days.get(&day).and_then(Option::as_ref);
-            let gone = remaining.and_then(|remaining| remaining.is_gone(*id)) == Some(true);
-            if !gone && rows.has(*id) {
+            if remaining.and_then(|remaining| remaining.is_gone(*id)) != Some(true) {
                 found.entry(day).or_default().push(*id);
             }
         }
