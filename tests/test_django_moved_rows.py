@@ -4,19 +4,19 @@ days is deleted first."""
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import tasks
+from parquet_analytics.django import effects, runs, tasks
 from parquet_analytics.django.ledger import Ledger
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.restore import restore_day
 from parquet_analytics.django.runs import delete_day, export_day, exporter
-from parquet_analytics.exceptions import DeletionRefused, InvalidInput
+from parquet_analytics.exceptions import DatabaseError, DeletionRefused, InvalidInput
 
 from tests import sites
 
@@ -46,6 +46,17 @@ def counted() -> dict[datetime.date, int]:
 
 
 MOVED = {FIRST: VIEWS, OLD: VIEWS - 19, NEW: VIEWS + 19}
+
+
+def while_it_is_deleted(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Between the looks at the day and the first row that goes."""
+    before = effects.refuse_dangling
+
+    def then(*given: Any) -> None:
+        happens()
+        before(*given)
+
+    monkeypatch.setattr(effects, "refuse_dangling", then)
 
 
 def test_a_row_that_moved_before_its_old_day_is_deleted_is_not_in_that_file(row: PageView) -> None:
@@ -96,3 +107,35 @@ def test_a_row_that_moved_after_a_refusal_leaves_its_old_day(row: PageView, refu
     move(row, NEW)
     tasks.export_pageviews_to_parquet()
     assert counted() == MOVED
+
+
+def test_a_row_that_moved_from_a_day_with_as_many_rows_is_not_in_the_file_of_what_is_deleted(row: PageView) -> None:
+    """A late row hides that another one left; were it left in the table, it might go before it is exported."""
+    move(row, NEW)
+    PageView.objects.create(project=Project.objects.get(), path="/late", view_count=30, date=OLD)
+    assert delete_day(OLD)[1]["deleted"] == 20
+    tasks.export_pageviews_to_parquet()
+    assert counted() == {**MOVED, OLD: VIEWS - 19 + 30}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_row_that_moves_during_the_deletion_of_its_old_day_counts_once(
+    row: PageView, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    while_it_is_deleted(monkeypatch, lambda: move(row, NEW))
+    if fails:
+
+        def away(*_: Any, **__: Any) -> None:
+            raise DatabaseError("the database is away", retryable=True)
+
+        monkeypatch.setattr(runs, "export_day", away)
+        with pytest.raises(DatabaseError):
+            delete_day(OLD)
+        monkeypatch.undo()
+        tasks.export_pageviews_to_parquet()
+    else:
+        assert delete_day(OLD)[1]["moved_ids"] == [row.pk]
+        export_day(NEW)
+    assert not PageView.objects.filter(date=OLD).exists()
+    assert counted() == MOVED
+    assert runs.due_days(FIRST, NEW, exporter().location) == []

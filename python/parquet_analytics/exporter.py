@@ -213,8 +213,8 @@ class ParquetAnalyticsExporter:
 
         The file is read back and verified first. Then, ``batch_rows`` at a time and each in a transaction of its own,
         rows are locked (those locked by others are skipped), compared in every copied column, deleted and committed.
-        Rows that changed since, or came late, stay; export the day again to merge them. May be broken off at any
-        moment, and run again.
+        Rows that changed since, or came late, stay; export the day again to merge them, and to take those that live on
+        another date out of the file. May be broken off at any moment, and run again.
 
         ``database`` is a PostgreSQL URL (with the tables and columns of the exporter's source) or a
         :class:`PostgresSource`, by default the exporter's source. ``verification``, the result of an export or of
@@ -229,8 +229,9 @@ class ParquetAnalyticsExporter:
         ``SET DEFAULT``, or that are not enforced), triggers and rules on ``DELETE``.
 
         The result has ``date``, ``key``, ``etag`` and ``bytes`` (of the file, which says which rows are left),
-        ``deleted``, ``changed``, ``late`` and ``busy`` (rows that the database keeps because they changed, are not in
-        the file, or were locked by somebody else), ``changed_ids``, ``late_ids`` and ``busy_ids`` (the first 1,000),
+        ``deleted``, ``changed``, ``late``, ``busy`` and ``moved`` (rows that the database keeps because they changed,
+        are not in the file, were locked by somebody else, or live on another date), ``changed_ids``, ``late_ids``,
+        ``busy_ids`` and ``moved_ids`` (the first 1,000),
         ``left`` (rows that no file can hold), ``batches`` and ``seconds``.
 
         :class:`DeletionRefused` when it is not certain that the rows are safe: a local or in-memory store (unless

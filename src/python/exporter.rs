@@ -580,6 +580,7 @@ pub fn delete_day<'py>(
         ("changed", &deleted.rest.changed),
         ("late", &deleted.rest.missing),
         ("busy", &deleted.rest.unchanged),
+        ("moved", &deleted.rest.elsewhere),
     ] {
         result.set_item(name, ids.len())?;
         result.set_item(format!("{name}_ids"), first_ids(ids))?;

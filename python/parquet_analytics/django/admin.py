@@ -77,6 +77,7 @@ class RunAdmin(_ReadOnly):
                     "left",
                     "deleted",
                     "late",
+                    "moved",
                 )
             },
         ),

@@ -102,6 +102,7 @@ class Run(models.Model):
     left = models.BigIntegerField(null=True, help_text="Rows with a value that no file can hold.")
     deleted = models.BigIntegerField(null=True, help_text="Rows.")
     late = models.BigIntegerField(null=True, help_text="Rows that stayed because the file does not have them.")
+    moved = models.BigIntegerField(null=True, help_text="Rows of the file that live on another date.")
 
     database = models.CharField(max_length=100, blank=True, help_text="The alias that was read or deleted from.")
     source = models.CharField(max_length=500, blank=True, help_text="Server, database and table.")

@@ -205,7 +205,9 @@ def _record(run: Run, result: dict[str, Any]) -> None:
     run.etag, run.sha256, run.run_id = result["etag"], result["sha256"], result["run_id"]
     run.rows, run.views, run.bytes = result["total_records"], result["total_views"], result["bytes"]
     run.source_rows, run.source_views = result["source_records"], result["source_views"]
-    run.added, run.changed, run.kept, run.left = (result[name] for name in ("added", "changed", "kept", "left"))
+    run.added, run.changed, run.kept, run.moved, run.left = (
+        result[name] for name in ("added", "changed", "kept", "moved", "left")
+    )
     run.source = result["source"][:500]
     run.standby, run.position = result["standby"], result["position"] or ""
     run.snapshot_at = datetime.datetime.fromisoformat(result["snapshot_time"])
@@ -216,8 +218,8 @@ def delete_day(
     day: datetime.date, *, task_id: str = "", progress: Callable[[int, int], object] | None = None
 ) -> tuple[Run, dict[str, Any]]:
     """Delete those rows of a day that are in its verified file, unchanged, from the database that may be written to.
-    A day that rows have left since its export is exported again before: they may have moved, and are in its file until
-    then. So are other days whose rows have moved to this one.
+    A day that has changed since its export is exported again before: rows that have left it may have moved, and are in
+    its file until then. So are other days whose rows have moved to this one.
 
     :class:`DeletionRefused` for a day that HOT_DAYS keeps or that the ledger does not call verified, and whatever the
     exporter raises.
@@ -225,10 +227,10 @@ def delete_day(
     verified = latest_verified(exporter().location, day, day).get(day)
     if verified is not None and day < days.deletable_before():
         now, expected = counted(configured(), verified)
-        if now.rows < expected.rows or now.views < expected.views:
+        if now != expected:
             export_day(day, task_id=task_id)
     try:
-        return _delete_day(day, task_id=task_id, progress=progress)
+        done = _delete_day(day, task_id=task_id, progress=progress)
     except DeletionRefused as error:
         if not error.export_first:
             raise
@@ -236,7 +238,11 @@ def delete_day(
         # The rows may have moved either way.
         for each in (*error.export_first, day):
             export_day(each, task_id=task_id)
-    return _delete_day(day, task_id=task_id, progress=progress)
+        done = _delete_day(day, task_id=task_id, progress=progress)
+    if done[0].moved:
+        # They moved meanwhile.
+        export_day(day, task_id=task_id)
+    return done
 
 
 def _delete_day(
@@ -285,7 +291,7 @@ def _delete_day(
             )
             run.etag, run.bytes = result["etag"], result["bytes"]
             run.deleted, run.changed, run.late = result["deleted"], result["changed"], result["late"]
-            run.left = result["left"]
+            run.moved, run.left = result["moved"], result["left"]
             run.state = Run.State.DELETED
     except DayIsTaken:
         raise
@@ -358,6 +364,9 @@ def counted(mapping: PageViewMapping, run: Run) -> tuple[Counted, Counted]:
     last = later.order_by("-id").first()
     if last is not None and last.kind == Run.Kind.RESTORE and last.state == Run.State.DONE:
         return now, Counted(last.rows or 0, last.views or 0)
+    if last is not None and last.moved:
+        # They are in the file until the day is exported, whatever the table has.
+        return now, Counted(now.rows + last.moved, now.views)
     before = Counted(run.source_rows or 0, run.source_views or 0)
     if last is not None and now == before and not later.filter(state__in=[Run.State.DELETED, Run.State.DONE]).exists():
         # A deletion that was refused, or failed before its first row.

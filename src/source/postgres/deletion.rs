@@ -12,7 +12,8 @@ use super::connect::{
 use super::copy::Decoder;
 use super::effects::{Effects, effects};
 use super::identity::identify;
-use super::{Dates, IDS_AT_ONCE, PostgresSource, Unique, date_type, list, number};
+use super::tables::{Dates, Unique, date_type};
+use super::{IDS_AT_ONCE, PostgresSource, list, number};
 use crate::error::{Error, Kind, Result};
 use crate::keys::Day;
 use crate::position::Identity;

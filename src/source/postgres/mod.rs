@@ -6,25 +6,30 @@ pub mod connect;
 pub mod copy;
 pub mod deletion;
 pub mod effects;
+mod expected;
 pub mod identity;
 pub mod refusal;
+mod slugs;
 mod standby;
+mod tables;
 pub mod target;
 mod tls;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use arrow::array::{BooleanBufferBuilder, RecordBatch};
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 
+use config::Identifier;
 pub use config::PostgresOptions;
-use config::{Identifier, SlugTable, Table};
 use connect::{Session, Snapshot, is_true, text};
 use copy::{Decoder, Layout};
+use expected::Seen;
 use identity::identify;
+use slugs::slugs;
+use tables::{Dates, INTEGERS, TEXTS, TIMESTAMP, Unique, accepted, check_table};
 pub use target::Target;
 
 use super::{BadRows, Elsewhere, LeftRow, Sink, Slugs, Source, Summary};
@@ -34,7 +39,6 @@ use crate::position::{Identity, Position};
 use crate::rows::repeated_id;
 use crate::runtime::{Cancel, block_on};
 use crate::schema;
-use crate::stored::id_column;
 use crate::tally::Tally;
 
 /// Ids in one question for slugs.
@@ -437,98 +441,6 @@ impl Source for PostgresSource {
     }
 }
 
-/// How far indexes make sure that no id repeats within a day.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unique {
-    /// They do.
-    Proved,
-    /// Only per time of a day, or per table of several that inherit from one another.
-    Almost,
-    No,
-}
-
-impl Unique {
-    /// A query whose answer [`Self::of`] reads: whether a unique index covers the id alone, whether one covers the id or the id
-    /// and the date, and whether other tables inherit from this one, whose rows no index of it covers.
-    fn sql(options: &PostgresOptions) -> String {
-        let columns = &options.columns;
-        format!(
-            "SELECT coalesce(bool_or(keys.id_alone), false)::text, (count(*) > 0)::text,
-                    EXISTS (SELECT 1 FROM pg_inherits JOIN pg_class c ON c.oid = inhparent
-                            WHERE inhparent = to_regclass({table}) AND c.relkind <> 'p')::text
-             FROM pg_index i
-             CROSS JOIN LATERAL (
-                 SELECT bool_and(coalesce(a.attname = {id}, false)) AS id_alone,
-                        bool_and(coalesce(a.attname IN ({id}, {date}), false)) AND bool_or(a.attname = {id}) AS id_and_date
-                 FROM unnest(i.indkey[0:i.indnkeyatts - 1]) k
-                 LEFT JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k
-             ) keys
-             WHERE i.indrelid = to_regclass({table}) AND i.indisunique AND i.indimmediate AND i.indisvalid
-               AND i.indpred IS NULL AND keys.id_and_date",
-            table = options.table.literal(),
-            id = columns.id.literal(),
-            date = columns.date.literal()
-        )
-    }
-
-    fn of(rows: &[PgRow], dates: Dates) -> Result<Self> {
-        let (id_alone, any, inherited) = (is_true(rows, 0)?, is_true(rows, 1)?, is_true(rows, 2)?);
-        Ok(match (any, (id_alone || dates == Dates::Days) && !inherited) {
-            (true, true) => Self::Proved,
-            (true, false) => Self::Almost,
-            (false, _) => Self::No,
-        })
-    }
-}
-
-/// A query that tells whether the date column holds times. A domain stands for the type below it.
-fn date_type(options: &PostgresOptions) -> String {
-    format!(
-        "WITH RECURSIVE base AS (
-             SELECT t.oid, t.typtype, t.typbasetype FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
-             WHERE a.attrelid = to_regclass({}) AND a.attname = {}
-             UNION ALL
-             SELECT t.oid, t.typtype, t.typbasetype FROM base JOIN pg_type t ON t.oid = base.typbasetype
-         )
-         SELECT (format_type(oid, NULL) = '{TIMESTAMP}')::text FROM base WHERE typtype <> 'd'",
-        options.table.literal(),
-        options.columns.date.literal()
-    )
-}
-
-/// Which of the expected ids were among the rows.
-struct Seen {
-    expected: Arc<[i64]>,
-    seen: BooleanBufferBuilder,
-}
-
-impl Seen {
-    fn new(expected: Arc<[i64]>) -> Self {
-        let mut seen = BooleanBufferBuilder::new(expected.len());
-        seen.append_n(expected.len(), false);
-        Self { expected, seen }
-    }
-
-    fn add(&mut self, batch: &RecordBatch) -> Result<()> {
-        if self.expected.is_empty() {
-            return Ok(());
-        }
-        for id in id_column(batch)? {
-            if let Ok(number) = self.expected.binary_search(&id) {
-                self.seen.set_bit(number, true);
-            }
-        }
-        Ok(())
-    }
-
-    /// Ascending.
-    fn missing(&self) -> Vec<i64> {
-        let all = self.expected.iter().enumerate();
-        all.filter_map(|(number, id)| (!self.seen.get_bit(number)).then_some(*id))
-            .collect()
-    }
-}
-
 /// Ids between commas.
 fn list<T: ToString>(ids: &[T]) -> String {
     let ids: Vec<String> = ids.iter().map(T::to_string).collect();
@@ -540,145 +452,4 @@ fn number<T: FromStr>(row: &PgRow, column: usize) -> Result<T> {
     text(row, column)?
         .and_then(|value| value.parse().ok())
         .ok_or_else(|| Error::internal("the database's count of the rows is no number, or too large"))
-}
-
-/// What the date column holds: days, or times that are cut into UTC days.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dates {
-    Days,
-    Times,
-}
-
-const TIMESTAMP: &str = "timestamp with time zone";
-const INTEGERS: &[&str] = &["smallint", "integer", "bigint"];
-const TEXTS: &[&str] = &["text", "character varying", "citext"];
-
-fn accepted(name: &str) -> &'static [&'static str] {
-    match name {
-        schema::PATH | schema::FULL_PATH => TEXTS,
-        schema::DATE => &["date", TIMESTAMP],
-        _ => INTEGERS,
-    }
-}
-
-/// Names the table or the column that is missing or has a type that cannot be copied exactly.
-/// Gives the columns' types.
-async fn check_table(
-    snapshot: &mut Snapshot<'_>,
-    table: &Table,
-    wanted: Vec<(&Identifier, &[&str])>,
-) -> Result<HashMap<String, String>> {
-    // A domain stands for the type below it; citext may live in any schema.
-    let sql = format!(
-        "SELECT a.attname::text, (
-             WITH RECURSIVE base AS (
-                 SELECT oid, typname, typtype, typbasetype FROM pg_type WHERE oid = a.atttypid
-                 UNION ALL
-                 SELECT t.oid, t.typname, t.typtype, t.typbasetype FROM base JOIN pg_type t ON t.oid = base.typbasetype
-             )
-             SELECT CASE typname WHEN 'citext' THEN 'citext' ELSE format_type(oid, NULL) END
-             FROM base WHERE typtype <> 'd')
-         FROM (SELECT to_regclass({}) AS oid) c
-         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-         WHERE c.oid IS NOT NULL",
-        table.literal()
-    );
-    let rows = snapshot.query("looking at the table", &sql).await?;
-    let shown = table.shown();
-    if rows.is_empty() {
-        return Err(Error::SourceSchema {
-            column: None,
-            message: format!("there is no table {shown}; check its name, its schema and the user's search_path"),
-        });
-    }
-    let mut types = HashMap::new();
-    for row in &rows {
-        if let (Some(name), Some(kind)) = (text(row, 0)?, text(row, 1)?) {
-            types.insert(name, kind);
-        }
-    }
-    for (column, accepted) in wanted {
-        let name = column.as_str();
-        let Some(kind) = types.get(name) else {
-            return Err(Error::SourceSchema {
-                column: Some(name.to_owned()),
-                message: format!("the table {shown} has no column {name}"),
-            });
-        };
-        if !accepted.contains(&kind.as_str()) {
-            let why = if kind == "timestamp without time zone" && accepted.contains(&TIMESTAMP) {
-                " (without a time zone it cannot be told to which UTC day a row belongs)"
-            } else {
-                ""
-            };
-            return Err(Error::SourceSchema {
-                column: Some(name.to_owned()),
-                message: format!(
-                    "the column {name} of {shown} is of type {kind}; it has to be {}{why}",
-                    accepted.join(" or ")
-                ),
-            });
-        }
-    }
-    Ok(types)
-}
-
-/// The slugs of these ids, and no others.
-async fn slugs(
-    snapshot: &mut Snapshot<'_>,
-    what: &str,
-    table: &SlugTable,
-    ids: &HashSet<i32>,
-) -> Result<HashMap<i32, String>> {
-    let mut ids: Vec<i32> = ids.iter().copied().collect();
-    ids.sort_unstable();
-    let mut found = HashMap::with_capacity(ids.len());
-    for some in ids.chunks(IDS_AT_ONCE) {
-        let sql = format!(
-            "SELECT {0}::text, {1}::text FROM {2} WHERE {0} = ANY('{{{3}}}'::bigint[])",
-            table.id,
-            table.slug,
-            table.table,
-            list(some)
-        );
-        for row in snapshot.query("reading the slugs", &sql).await? {
-            let Some(Ok(id)) = text(&row, 0)?.map(|id| id.parse::<i32>()) else {
-                continue;
-            };
-            // Only a database without encoding can hold such a slug.
-            let slug = text(&row, 1).map_err(|_| Error::SourceSchema {
-                column: Some(table.slug.as_str().to_owned()),
-                message: format!(
-                    "the slug of {what} {id} in {} is not valid UTF-8; correct it in the database",
-                    table.table.shown()
-                ),
-            })?;
-            if let Some(slug) = &slug
-                && slug.len() > schema::MAX_SLUG_BYTES
-            {
-                return Err(Error::SourceSchema {
-                    column: Some(table.slug.as_str().to_owned()),
-                    message: format!(
-                        "the slug of {what} {id} in {} is {} bytes long, and at most {} are possible",
-                        table.table.shown(),
-                        slug.len(),
-                        schema::MAX_SLUG_BYTES
-                    ),
-                });
-            }
-            if let Some(slug) = slug {
-                found.insert(id, slug);
-            }
-        }
-    }
-    match ids.iter().find(|id| !found.contains_key(*id)) {
-        None => Ok(found),
-        Some(id) => Err(Error::SourceSchema {
-            column: None,
-            message: format!(
-                "page views name {what} {id}, but {} has no slug for it",
-                table.table.shown()
-            ),
-        }),
-    }
 }
