@@ -236,14 +236,15 @@ fn overtaken(store: &Store, key: &str) -> Error {
 
 /// Rows that came after the snapshot are not in the file of a day that was still open then.
 fn check_whole(stored: &StoredDay) -> Result<()> {
-    match stored.snapshot_time {
-        Some(time) if time < stored.day.end() => Err(Error::refused(format!(
-            "{} was exported at {}, before the day was over; export it again",
-            stored.key,
-            time.to_rfc3339_opts(SecondsFormat::Secs, true)
-        ))),
-        _ => Ok(()),
+    if !stored.is_early() {
+        return Ok(());
     }
+    let time = stored.snapshot_time.unwrap_or_default();
+    Err(Error::refused(format!(
+        "{} was exported at {}, before the day was over; export it again",
+        stored.key,
+        time.to_rfc3339_opts(SecondsFormat::Secs, true)
+    )))
 }
 
 fn index(stored: &StoredDay, cancel: &Cancel) -> Result<RowIndex> {

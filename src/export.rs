@@ -202,8 +202,12 @@ impl Export<'_> {
 
         let was_deleted = matches!(&stored, Stored::Day(day, _) if day.remaining.is_some());
         let mut exported_run = run_id.clone();
-        // The file says from now on that its rows were seen again, so that nobody who has seen less writes over it.
-        let says_so = |day: &&StoredDay| day.says(summary.position.as_ref(), merged.remaining.as_ref());
+        // The file says from now on that its rows were seen again, so that nobody who has seen less writes over it, and that
+        // they were all there are when the day was over.
+        let is_over = summary.snapshot_time >= self.day.end();
+        let says_so = |day: &&StoredDay| {
+            day.says(summary.position.as_ref(), merged.remaining.as_ref()) && !(is_over && day.is_early())
+        };
         let (outcome, etag) = if let Some(day) = unchanged.filter(says_so) {
             reached(self.day, Step::Verifying);
             day.verify(self.store, Some(&file.tally), self.cancel)?;

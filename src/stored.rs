@@ -112,6 +112,11 @@ impl StoredDay {
         as_late && self.remaining.as_ref() == remaining
     }
 
+    /// Whether it was exported before the day was over, so that rows that came later are not in it.
+    pub fn is_early(&self) -> bool {
+        self.snapshot_time.is_some_and(|time| time < self.day.end())
+    }
+
     /// All rows in file order.
     pub fn batches(&self) -> WholeFile {
         WholeFile::new(&self.key, &self.footer, &self.bytes, BATCH_ROWS)

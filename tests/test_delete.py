@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import threading
 import time
 from pathlib import Path
@@ -24,13 +25,26 @@ from parquet_analytics.exceptions import (
 from tests.archives import DAY, KEY, Place, execute, rows_of, saying, views
 from tests.services import PgBouncer, Postgres, Standby
 from tests.test_export import ADD
-from tests.test_merge import LATE, counts, stored
+from tests.test_merge import LATE, counts, metadata, stored
 
 
 @pytest.fixture
 def filled(database: str) -> str:
     execute(database, ADD)
     return database
+
+
+def say(place: Place, **said: str) -> None:
+    """The file says something else, as long as what it said before."""
+    client, bucket, key = place.s3.client(), place.bucket, f"{place.location}/{KEY}"
+    body, before = place.read(KEY), metadata(place)
+    for name, value in said.items():
+        assert len(value) == len(before[name])
+        body = body.replace(before[name].encode(), value.encode())
+    about = client.head_object(Bucket=bucket, Key=key)["Metadata"]
+    about |= {name: hashlib.sha256(body).hexdigest() for name in about if name.endswith("sha256")}
+    client.put_object(Bucket=bucket, Key=key, Body=body, Metadata=about)
+    assert metadata(place) == {**before, **said}
 
 
 def left(url: str) -> list[int]:
@@ -228,6 +242,28 @@ def test_a_day_that_is_not_stored_or_not_over_is_refused(place: Place, filled: s
     with pytest.raises(DeletionRefused, match=saying(today.isoformat(), "not over")):
         exporter.delete_exported_pageviews(today)
     assert left(filled) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("taken", "enough"), [("23:59:59.999999", False), ("24:00:00", True), ("24:00:01", True)])
+def test_a_file_that_was_exported_before_the_day_was_over_is_refused(
+    place: Place, filled: str, taken: str, enough: bool
+) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    hours, minutes, seconds = taken.split(":")
+    time = datetime.timedelta(hours=int(hours), minutes=int(minutes), seconds=float(seconds))
+    time += datetime.datetime.combine(DAY, datetime.time(), datetime.UTC)
+    say(place, snapshot_time=time.isoformat(timespec="microseconds").replace("+00:00", "Z"))
+    if enough:
+        assert exporter.delete_exported_pageviews(DAY)["deleted"] == 3
+        return
+    with pytest.raises(DeletionRefused, match=saying(KEY, "before the day was over", "export it again")):
+        exporter.delete_exported_pageviews(DAY)
+    assert left(filled) == [1, 2, 3, 4]
+    assert metadata(place).keys().isdisjoint({"remaining"})
+    # As the message says.
+    exporter.export_daily_pageviews(DAY)
+    assert exporter.delete_exported_pageviews(DAY)["deleted"] == 3
 
 
 def test_a_version_that_nobody_verified_is_refused(place: Place, filled: str) -> None:

@@ -175,6 +175,9 @@ def test_what_a_broken_off_deletion_leaves_open_is_not_taken_for_moved(
     result = broken_off.export_daily_pageviews(DAY)
     assert (result["moved"], counts(stored(place))[3]) == (0, 1)
     broken_off.delete_exported_pageviews(DAY)
+    assert metadata(place)["remaining"] == "at-most 3"
+    result = broken_off.export_daily_pageviews(DAY)
+    assert (result["moved"], counts(stored(place))[3]) == (0, 1)
     broken_off.export_daily_pageviews(NEXT)
     with pytest.raises(DeletionRefused, match=saying("on_id_conflict", "2026-07-01", "id 3")) as caught:
         broken_off.delete_exported_pageviews(NEXT)
@@ -312,6 +315,17 @@ def test_what_a_broken_off_deletion_leaves_open_waits_for_the_next_one(
     assert (result["changed"], result["left"]) == (len(kept), 0)
     assert exporter.delete_exported_pageviews(DAY)["deleted"] == len(kept)
     assert counts(stored(place)) == {1: 10, 2: 4, 3: 1, 9: 2} | dict.fromkeys(kept, 50)
+
+
+def test_a_deletion_that_was_broken_off_ends_although_nothing_is_left_to_delete(
+    place: Place, filled: str, broken_off: ParquetAnalyticsExporter
+) -> None:
+    execute(filled, f"DELETE FROM analytics_pageview WHERE date = '{DAY}'")
+    assert metadata(place)["remaining"] == "unknown"
+    ended = broken_off.delete_exported_pageviews(DAY)
+    assert (ended["deleted"], metadata(place)["remaining"]) == (0, "")
+    # There is nothing more to be said.
+    assert broken_off.delete_exported_pageviews(DAY)["etag"] == ended["etag"]
 
 
 def test_rows_that_a_restored_database_brings_back_are_the_same_again(place: Place, filled: str) -> None:

@@ -218,8 +218,9 @@ def delete_day(
     day: datetime.date, *, task_id: str = "", progress: Callable[[int, int], object] | None = None
 ) -> tuple[Run, dict[str, Any]]:
     """Delete those rows of a day that are in its verified file, unchanged, from the database that may be written to.
-    A day that has changed since its export is exported again before: rows that have left it may have moved, and are in
-    its file until then. So are other days whose rows have moved to this one.
+    A day that rows have left since its export is exported again before: they may have moved, and are in its file until
+    then. So are other days whose rows have moved to this one, and the day itself afterwards when rows of its file live
+    on another date.
 
     :class:`DeletionRefused` for a day that HOT_DAYS keeps or that the ledger does not call verified, and whatever the
     exporter raises.
@@ -227,7 +228,7 @@ def delete_day(
     verified = latest_verified(exporter().location, day, day).get(day)
     if verified is not None and day < days.deletable_before():
         now, expected = counted(configured(), verified)
-        if now != expected:
+        if now.rows < expected.rows or now.views < expected.views:
             export_day(day, task_id=task_id)
     try:
         done = _delete_day(day, task_id=task_id, progress=progress)
@@ -240,7 +241,7 @@ def delete_day(
             export_day(each, task_id=task_id)
         done = _delete_day(day, task_id=task_id, progress=progress)
     if done[0].moved:
-        # They moved meanwhile.
+        # They moved meanwhile, or others came in their place.
         export_day(day, task_id=task_id)
     return done
 
