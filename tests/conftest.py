@@ -6,7 +6,7 @@ A test that takes `postgres`, `database`, `pgbouncer` or `s3` carries the marker
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -141,6 +141,12 @@ def bucket(s3: S3) -> str:
     return s3.create_bucket()
 
 
+@pytest.fixture
+def tell(request: pytest.FixtureRequest) -> Callable[[object], None]:
+    """Says something in the closing lines, whether the test succeeds or fails."""
+    return lambda said: request.node.user_properties.append(("told", str(said)))
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="only the tests marked `full`, which take long")
 
@@ -180,5 +186,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     properties = [pair for report in ran for pair in report.user_properties]
     used = [service for key, services in properties if key == "services" for service in services]
     counts = ", ".join(f"{used.count(service)} against {name}" for service, name in record.NAMES.items())
+    told = [(report.nodeid, said) for report in ran for key, said in report.user_properties if key == "told"]
+    if told:
+        terminalreporter.section("told")
+        for test, said in told:
+            terminalreporter.line(f"{test}: {said}")
     terminalreporter.section("services")
     terminalreporter.line(f"{counts}; skipped: {len(stats.get('skipped', ()))}")

@@ -35,7 +35,7 @@ def together(player: Player, methods: list[str], meanwhile: Callable[[], set[int
 @pytest.mark.parametrize("store", ["S3", "a folder"])
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_of_eight_exporters_at_once_each_succeeds_and_every_row_is_stored_once(
-    rounds: int, store: str, postgres: Postgres, s3: S3, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rounds: int, store: str, postgres: Postgres, s3: S3, tmp_path: Path, tell: Callable[[object], None]
 ) -> None:
     outcomes: Counter[str] = Counter()
     overtaken = 0
@@ -61,11 +61,10 @@ def test_of_eight_exporters_at_once_each_succeeds_and_every_row_is_stored_once(
             assert counted == player.seen.of(DAY)
         rows = len(player.seen.stored(DAY))
         assert len(player.seen.objects) == 1
-    with capsys.disabled():
-        print(
-            f"\n{rounds} rounds of {EXPORTERS} exporters of a day in {store}: {dict(outcomes)}, "
-            f"{overtaken} times overtaken; {rows} rows, each once"
-        )
+    tell(
+        f"{rounds} rounds of {EXPORTERS} exporters of a day in {store}: {dict(outcomes)}, "
+        f"{overtaken} times overtaken; {rows} rows, each once"
+    )
     assert sum(outcomes.values()) == rounds * EXPORTERS
     assert outcomes["created"] == 1
     assert outcomes["merged"] >= rounds - 1
@@ -75,7 +74,7 @@ def test_of_eight_exporters_at_once_each_succeeds_and_every_row_is_stored_once(
 
 @pytest.mark.parametrize("rounds", ROUNDS)
 def test_exporters_beside_deletions_lose_nothing(
-    rounds: int, postgres: Postgres, s3: S3, capsys: pytest.CaptureFixture[str]
+    rounds: int, postgres: Postgres, s3: S3, tell: Callable[[object], None]
 ) -> None:
     refused = 0
     with Player.on_s3(postgres, s3) as player:
@@ -102,8 +101,7 @@ def test_exporters_beside_deletions_lose_nothing(
         stored = seen.stored(DAY)
         assert all(stored[id] == site.last(id) for id in site.versions.keys() - site.deleted - seen.table.keys())
         deleted = player.deleted
-    with capsys.disabled():
-        print(f"\n{rounds} rounds of 4 exporters and 2 deletions: {deleted} rows deleted, {refused} deletions refused")
+    tell(f"{rounds} rounds of 4 exporters and 2 deletions: {deleted} rows deleted, {refused} deletions refused")
     assert deleted > rounds
 
 

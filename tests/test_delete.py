@@ -172,6 +172,9 @@ def test_a_rate_and_a_pause_hold_the_deletion_back(place: Place, database: str) 
     result = exporter.delete_exported_pageviews(DAY, batch_rows=100, max_rows_per_second=1_000)
     assert result["seconds"] >= 0.95
     assert result["deleted"] == 1_000
+    # Between two transactions, not before the first.
+    assert exporter.delete_exported_pageviews(DAY, batch_rows=500, pause=0.5)["seconds"] >= 0.5
+    assert exporter.delete_exported_pageviews(DAY, batch_rows=1_000, pause=200.0)["batches"] == 1
 
 
 def test_a_replica_that_is_behind_is_waited_for(place: Place, database: str, standby: Standby) -> None:

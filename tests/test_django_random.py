@@ -9,7 +9,7 @@ import io
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -232,12 +232,18 @@ def other(postgres: Postgres, django_template: str) -> Iterator[str]:
     ],
 )
 def test_whatever_happens_in_whatever_order_every_view_counts_once(
-    site_database: str, place: Any, other: str, monkeypatch: pytest.MonkeyPatch, steps: int, per_project: bool
+    site_database: str,
+    place: Any,
+    other: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tell: Callable[[object], None],
+    steps: int,
+    per_project: bool,
 ) -> None:
     # Erased when it is their turn.
     monkeypatch.setattr(tasks.erase_deleted_projects, "apply_async", lambda **_: None)
     seed = int(os.environ.get(SEED) or random.randrange(1_000_000))
-    print(f"\nseed {seed}")
+    tell(f"seed {seed}")
     given = {"HOT_DAYS": 1, "LOOKBACK_DAYS": len(DAYS) - 1, "GRACE_MINUTES": 0, "PER_PROJECT": per_project}
     with sites.archive(sites.s3_entry(place), **given):
         site = Site(seed, place, other)
@@ -246,7 +252,7 @@ def test_whatever_happens_in_whatever_order_every_view_counts_once(
             if site.random.random() < 0.2:
                 site.compare()
         site.compare()
-    print(", ".join(f"{name} {count}" for name, count in sorted(site.done.items())))
+    tell(", ".join(f"{name} {count}" for name, count in sorted(site.done.items())))
     if steps >= 1000:
         names = {"view", "view_of_a_deleted_row", "count", "move_a_row", "rename_a_project", "delete_a_project"}
         names |= {"export", "delete", "restore", "erase_pending", "another_database"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -27,7 +28,7 @@ ROWS = 3 * BATCH_ROWS
 FULL = [pytest.mark.full, pytest.mark.timeout(1800)]
 
 
-def sweep(player: Player, moments: int, capsys: pytest.CaptureFixture[str]) -> None:
+def sweep(player: Player, moments: int, tell: Callable[[object], None]) -> None:
     rng = Random(0)
     hit: Counter[str] = Counter(dict.fromkeys(STEPS, 0))
     last: Counter[str] = Counter()
@@ -45,11 +46,10 @@ def sweep(player: Player, moments: int, capsys: pytest.CaptureFixture[str]) -> N
     stored = {id: row for file in player.seen.files.values() for id, row in file.rows.items()}
     lost = [id for id in site.versions.keys() - site.deleted if stored.get(id) != site.last(id)]
     doubled = sum(len(file.rows) for file in player.seen.files.values()) - len(stored)
-    with capsys.disabled():
-        print(
-            f"\nkilled {sum(hit.values())} times: {_counted(hit)}\n  the last step that was reached: {_counted(last)}"
-        )
-        print(f"  {len(site.versions)} rows, lost: {len(lost)}, doubled: {doubled}")
+    tell(
+        f"killed {sum(hit.values())} times: {_counted(hit)}\n  the last step that was reached: {_counted(last)}\n"
+        f"  {len(site.versions)} rows, lost: {len(lost)}, doubled: {doubled}"
+    )
     assert sum(hit.values()) == moments
     assert min(hit.values()) >= moments // len(STEPS)
     assert (lost, doubled) == ([], 0)
@@ -102,25 +102,24 @@ def delete(player: Player, day: Day, stop: Stop | None = None) -> Answer:
 
 @pytest.mark.parametrize("moments", [20, pytest.param(200, marks=FULL)])
 def test_killed_at_every_step_and_run_again_nothing_is_lost_or_doubled(
-    moments: int, postgres: Postgres, s3: S3, capsys: pytest.CaptureFixture[str]
+    moments: int, postgres: Postgres, s3: S3, tell: Callable[[object], None]
 ) -> None:
     with Player.on_s3(postgres, s3) as player:
-        sweep(player, moments, capsys)
+        sweep(player, moments, tell)
 
 
 @pytest.mark.parametrize("moments", [len(STEPS), pytest.param(200, marks=FULL)])
 def test_killed_on_a_local_folder_leaves_nothing_but_hidden_drafts(
-    moments: int, postgres: Postgres, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    moments: int, postgres: Postgres, tmp_path: Path, tell: Callable[[object], None]
 ) -> None:
     with Player.on_folder(postgres, tmp_path) as player:
-        sweep(player, moments, capsys)
+        sweep(player, moments, tell)
         assert isinstance(player.archive, Folder)
         drafts = player.archive.drafts()
         # Of a file, of a list of days or projects, or of the object that conditions are tried with.
         assert all(re.fullmatch(r"\.[0-9a-f]{32}\.(parquet|json|)\.tmp", draft.name) for draft in drafts), drafts
         assert len(drafts) <= moments
-        with capsys.disabled():
-            print(f"  {len(drafts)} hidden drafts were left in the folder")
+        tell(f"{len(drafts)} hidden drafts were left in the folder")
 
 
 def _counted(counts: Counter[str]) -> str:

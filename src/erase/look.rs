@@ -58,11 +58,8 @@ pub struct Look {
 /// The days that have a file, in order.
 pub async fn stored_days(store: &Store, prefix: &Prefix) -> Result<Vec<Day>> {
     let years = store.folders(&prefix.folder("")).await?;
-    let years = years
-        .into_iter()
-        .filter(|name| name.len() == 4 && name.bytes().all(|byte| byte.is_ascii_digit()));
     let mut days = BTreeSet::new();
-    for year in years {
+    for year in years.into_iter().filter(|name| name.parse::<u16>().is_ok()) {
         for key in listed(store, &prefix.folder(&year)).await? {
             if let Some((Scope::Day, day)) = prefix.parse_key(&key) {
                 days.insert(day);
@@ -73,7 +70,7 @@ pub async fn stored_days(store: &Store, prefix: &Prefix) -> Result<Vec<Day>> {
 }
 
 async fn listed(store: &Store, folder: &str) -> Result<Vec<String>> {
-    Ok(store.list(folder, usize::MAX - 1).await?.unwrap_or_default())
+    Ok(store.list(folder, usize::MAX).await?.unwrap_or_default())
 }
 
 /// The different databases that stored days name, each with the key of a day. A file that nobody can read names none.
@@ -271,7 +268,7 @@ fn projects_of(
 
 /// The copies to look at.
 async fn copies(store: &Store, prefix: &Prefix, which: &Which, look: &mut Look) -> Result<Vec<(Scope, Day)>> {
-    let most = which.living.as_ref().map_or(usize::MAX - 1, |_| which.most);
+    let most = which.living.as_ref().map_or(usize::MAX, |_| which.most);
     let mut keys = listed(store, &prefix.folder(ORGANIZATIONS)).await?;
     match store.list(&prefix.folder(PROJECTS), most).await? {
         Some(all) => keys.extend(all),
