@@ -42,8 +42,11 @@ test: build wheel
 test-rust:
 	$(with_duckdb) "" cargo test --release --locked
 
+# Two processes, each with servers of its own; the one that has nothing left to do takes tests of the other.
+pytest = $(PYTHON) -m pytest -n 2 --dist worksteal
+
 test-python:
-	$(PYTHON) -m pytest
+	$(pytest)
 
 # Only what takes long: Rust tests marked #[ignore], Python tests marked `full`.
 test-full: build
@@ -54,7 +57,7 @@ test-full-rust:
 
 # Exit status 5: no Python test is marked.
 test-full-python:
-	$(PYTHON) -m pytest --full || [ $$? -eq 5 ]
+	$(pytest) --full || [ $$? -eq 5 ]
 
 # make mutants FILES=src/merge.rs ARGS="--shard 0/4": every mutant takes about a minute.
 mutants: build

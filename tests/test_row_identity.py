@@ -102,7 +102,8 @@ def test_a_row_that_moves_while_its_day_is_deleted_leaves_it(place: Place, fille
         if rows == 1:
             execute(filled, MOVE)
 
-    assert exporter.delete_exported_pageviews(DAY, batch_rows=1, pause=0.5, progress=move)["deleted"] == 2
+    result = exporter.delete_exported_pageviews(DAY, batch_rows=1, pause=0.5, progress=move)
+    assert (result["deleted"], result["moved"], result["moved_ids"]) == (2, 1, [2])
     assert metadata(place)["remaining"] == "2"
     for day in (NEXT, DAY):
         exporter.export_daily_pageviews(day)
@@ -123,6 +124,8 @@ def test_an_id_that_is_given_out_again_on_another_date_is_another_row(place: Pla
     result = exporter.export_daily_pageviews(DAY)
     assert (result["moved"], result["kept"], result["added"]) == (0, 3, 1)
     exporter.export_daily_pageviews(NEXT)
+    deleted = exporter.delete_exported_pageviews(DAY)
+    assert (deleted["deleted"], deleted["moved"]) == (1, 0)
     assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
     exporter.export_daily_pageviews(DAY)
     assert counts(stored(place)) == {1: 10, 2: 4, 3: 1, 9: 2}
