@@ -16,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 VERSION = "27.1.0"
@@ -23,15 +24,14 @@ VERSION = "27.1.0"
 MARK = "~ changed by cargo-mutants ~"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parquet-analytics"
 
-# Rust tests, by a part of their names.
-RUST = {"src/position.rs": "position::", "src/publish.rs": "publish::"}
-# Python tests; the first failure ends a run, so those come first that find most.
-PYTHON = {
-    "src/position.rs": "identity merge row_identity",
-    "src/remaining.rs": "row_identity delete merge",
+# Tests of each file, by module: Rust's in tests/core, Python's in tests/test_*.py. The first failure ends a run, so
+# those come first that find most in the least time.
+TESTS = {
+    "src/position.rs": "core/position identity merge row_identity",
+    "src/remaining.rs": "core/remaining row_identity delete merge",
     "src/stamp.rs": "delete identity row_identity",
-    "src/merge.rs": "merge row_identity bad_rows",
-    "src/publish.rs": "export conditional_reads faults",
+    "src/merge.rs": "merge row_identity bad_rows core/merge",
+    "src/publish.rs": "core/publish export conditional_reads faults",
     "src/verify.rs": "verify delete row_identity",
     "src/delete.rs": "delete row_identity identity conditional_reads effects",
     "src/delete/elsewhere.rs": "row_identity django_moved_rows delete",
@@ -43,8 +43,8 @@ FILES = "PARQUET_ANALYTICS_MUTANTS"
 
 
 def main(given: list[str]) -> int:
-    files = [each for each in given if each in PYTHON] or list(PYTHON)
-    arguments = [each for each in given if each not in PYTHON]
+    files = [each for each in given if each in TESTS] or list(TESTS)
+    arguments = [each for each in given if each not in TESTS]
     environment = {
         **os.environ,
         "CARGO": str(Path(__file__).resolve()),
@@ -97,17 +97,20 @@ def build() -> int:
 
 
 def test() -> int:
-    changed = [file for file in PYTHON if MARK in Path(file).read_text()]
-    files = changed or os.environ[FILES].split()
-    for file in files:
-        if file in RUST and (failed := with_duckdb("", "test", "--test", "core", RUST[file])):
-            return failed
-    names = dict.fromkeys(name for file in files for name in PYTHON[file].split())
-    tests = [f"tests/test_{name}.py" for name in names]
+    changed = [file for file in TESTS if MARK in Path(file).read_text()]
+    names = dict.fromkeys(name for file in changed or os.environ[FILES].split() for name in TESTS[file].split())
     here = Path.cwd()
     environment = {**os.environ, "PYTHONPATH": f"{here / 'python'}{os.pathsep}{here}"}
-    python = [os.environ["PYTHON"], "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-    return subprocess.run([*python, *tests], env=environment).returncode
+    pytest = [os.environ["PYTHON"], "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    for in_rust, some in groupby(names, key=lambda name: name.startswith("core/")):
+        if in_rust:
+            modules = [f"{name.removeprefix('core/')}::" for name in some]
+            failed = with_duckdb("", "test", "--test", "core", "--", *modules)
+        else:
+            failed = subprocess.run([*pytest, *(f"tests/test_{name}.py" for name in some)], env=environment).returncode
+        if failed:
+            return failed
+    return 0
 
 
 def with_duckdb(features: str, subcommand: str, *arguments: str) -> int:
