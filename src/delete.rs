@@ -289,8 +289,8 @@ impl Deletion<'_> {
         )?;
         let begun = block_on(self.cancel, deleter.has_rows(self.stored.day))?;
         if begun {
-            let (store, prefix, day) = (self.store, &self.options.prefix, self.stored.day);
-            elsewhere::refuse_rows_of_other_days(store, prefix, day, &self.index, &mut deleter, self.cancel)?;
+            let (store, prefix) = (self.store, &self.options.prefix);
+            elsewhere::refuse_rows_of_other_days(store, prefix, &self.stored, &self.index, &mut deleter, self.cancel)?;
             self.begin()?;
         }
         self.progress.total.store(self.index.len() as u64, Ordering::Relaxed);

@@ -130,7 +130,7 @@ def test_an_id_that_is_given_out_again_on_another_date_is_another_row(place: Pla
     exporter.export_daily_pageviews(DAY)
     assert counts(stored(place)) == {1: 10, 2: 4, 3: 1, 9: 2}
     assert counts(stored(place, NEXT_KEY)) == {2: 70}
-    with pytest.raises(InvalidInput, match="holds 3 rows"):
+    with pytest.raises(InvalidInput, match="holds 4 rows"):
         exporter.export_daily_pageviews(DAY, replace=True)
 
 

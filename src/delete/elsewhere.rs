@@ -1,5 +1,5 @@
 //! Rows of a day that other days' files have too. They moved from there, and their old day was not exported since; once they are
-//! deleted, nobody could tell any more that one of the two is old. Where the other file says that its row was deleted, the id
+//! deleted, nobody could tell any more that one of the two is old. Where one of the files says that its row was deleted, the id
 //! was given out again, and both are right.
 
 use std::collections::BTreeMap;
@@ -22,6 +22,7 @@ use crate::scan::{Options, Scan};
 use crate::schema::{self, meta};
 use crate::source::postgres::deletion::Deleter;
 use crate::store::Store;
+use crate::stored::StoredDay;
 
 /// Footers on their way at once.
 const AT_ONCE: usize = 64;
@@ -35,13 +36,18 @@ const SHOWN: usize = 10;
 pub(super) fn refuse_rows_of_other_days(
     store: &Store,
     prefix: &Prefix,
-    day: Day,
+    stored: &StoredDay,
     rows: &RowIndex,
     deleter: &mut Deleter<'_>,
     cancel: &Cancel,
 ) -> Result<()> {
+    let day = stored.day;
     let suspects = block_on(cancel, suspects(store, prefix, day, rows))?;
     let mut found = shared(store, prefix, &suspects, rows, cancel)?;
+    for ids in found.values_mut() {
+        ids.retain(|id| !is_gone(stored.remaining.as_ref(), *id));
+    }
+    found.retain(|_, ids| !ids.is_empty());
     if !found.is_empty() {
         let ids: Vec<i64> = found.values().flatten().copied().collect();
         let present = block_on(cancel, deleter.present(&ids))?;
@@ -156,11 +162,15 @@ fn shared(
                 continue;
             }
             let day = Day::from_date32(*date).ok_or_else(wrong)?;
-            let remaining = days.get(&day).and_then(Option::as_ref);
-            if remaining.and_then(|remaining| remaining.is_gone(*id)) != Some(true) {
+            if !is_gone(days.get(&day).and_then(Option::as_ref), *id) {
                 found.entry(day).or_default().push(*id);
             }
         }
     }
     Ok(found)
+}
+
+/// Whether a file says that its row with this id was deleted.
+fn is_gone(remaining: Option<&Remaining>, id: i64) -> bool {
+    remaining.and_then(|remaining| remaining.is_gone(id)) == Some(true)
 }
