@@ -59,7 +59,7 @@ test-full-rust:
 test-full-python:
 	$(pytest) --full || [ $$? -eq 5 ]
 
-# make mutants FILES=src/merge.rs ARGS="--shard 0/4": every mutant takes about a minute.
+# make mutants FILES=src/archive/merge.rs ARGS="--shard 0/4": every mutant takes about a minute.
 mutants: build
 	$(PYTHON) -m tests.services run -- $(PYTHON) scripts/mutants.py $(FILES) $(ARGS)
 

@@ -3,7 +3,7 @@
 cargo-mutants, of the code that decides whether rows are written over, go, or are called verified.
 
     python scripts/mutants.py                              every mutant of the files below: hours
-    python scripts/mutants.py src/position.rs --shard 0/4  of one file; what is no file is for `cargo mutants`
+    python scripts/mutants.py src/file/position.rs --shard 0/4  of one file; what is no file is for `cargo mutants`
 
 To be run within `python -m tests.services run --`, so that the servers start once. cargo-mutants asks cargo for tests.
 It is given this script as its cargo, which builds the extension and runs the tests that are about the changed file,
@@ -27,17 +27,17 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parque
 # Tests of each file, by module: Rust's in tests/core, Python's in tests/test_*.py. The first failure ends a run, so
 # those come first that find most in the least time.
 TESTS = {
-    "src/position.rs": "core/position identity merge row_identity",
-    "src/remaining.rs": "core/remaining row_identity delete merge",
-    "src/stamp.rs": "delete identity row_identity",
-    "src/merge.rs": "merge row_identity bad_rows core/merge",
-    "src/publish.rs": "core/publish export conditional_reads faults",
-    "src/verify.rs": "verify delete row_identity",
-    "src/delete.rs": "delete row_identity identity conditional_reads effects",
-    "src/delete/elsewhere.rs": "row_identity django_moved_rows delete",
-    "src/delete/stamp.rs": "delete row_identity",
-    "src/erase.rs": "erasure_list erasure_owners django_erasure django_erasure_stored",
-    "src/erase/look.rs": "erasure_owners erasure_list django_erasure_stored",
+    "src/file/position.rs": "core/position identity merge row_identity",
+    "src/file/remaining.rs": "core/remaining row_identity delete merge",
+    "src/archive/stamp.rs": "delete identity row_identity",
+    "src/archive/merge.rs": "merge row_identity bad_rows core/merge",
+    "src/archive/publish.rs": "core/publish export conditional_reads faults",
+    "src/archive/verify.rs": "verify delete row_identity",
+    "src/archive/delete.rs": "delete row_identity identity conditional_reads effects",
+    "src/archive/delete/elsewhere.rs": "row_identity django_moved_rows delete",
+    "src/archive/delete/stamp.rs": "delete row_identity",
+    "src/archive/erase.rs": "erasure_list erasure_owners django_erasure django_erasure_stored",
+    "src/archive/erase/look.rs": "erasure_owners erasure_list django_erasure_stored",
 }
 FILES = "PARQUET_ANALYTICS_MUTANTS"
 

@@ -1,5 +1,5 @@
 //! Questions: what a dashboard asks, in terms of projects and days. Which bytes that takes is decided in
-//! [`crate::plan`], the SQL over them runs in [`crate::engine`].
+//! [`crate::scan::plan`], the SQL over them runs in [`crate::engine`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
-use crate::cache::Freshness;
-use crate::deleted;
+use crate::archive::deleted;
+use crate::archive::erased;
+use crate::base::error::{Error, Result};
+use crate::base::keys::{Day, Prefix};
+use crate::base::runtime::{self, Cancel};
+use crate::base::schema;
 use crate::engine::{self, Answer, Batches, Limits, Param, Params};
-use crate::erased;
-use crate::error::{Error, Result};
-use crate::keys::{Day, Prefix};
-use crate::plan::Filter;
-use crate::runtime::{self, Cancel};
+use crate::scan::cache::Freshness;
+use crate::scan::plan::Filter;
 use crate::scan::{DayPlan, Options, Scan, Stats};
-use crate::schema;
 use crate::store::Store;
 
 /// First and last day of a question, both included.

@@ -19,8 +19,8 @@ pub use self::postgres::{LoadOptions, Loaded, load_postgres};
 pub use self::traffic::DayReader;
 
 use self::catalog::Catalog;
-use crate::error::{Error, Result};
-use crate::keys::Day;
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
 
 /// Row ids of a day lie in a range of this size of their own.
 pub(crate) const IDS_PER_DAY: i64 = 1 << 32;
@@ -91,7 +91,7 @@ impl Sample {
         traffic::rows(&self.options, day)
     }
 
-    /// The rows of a day, in batches of [`crate::schema::pageviews`] of 65,536 rows.
+    /// The rows of a day, in batches of [`crate::base::schema::pageviews`] of 65,536 rows.
     pub fn day(&self, day: Day) -> DayReader {
         self.day_in_batches(day, 65_536)
     }

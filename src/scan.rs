@@ -3,13 +3,15 @@
 //! exactly. Small questions take one round trip for footers and one for data; large ones are fetched
 //! ahead within a budget of bytes, so that memory does not grow with the answer.
 //!
-//! Which ranges matter is decided in [`crate::plan`], what is remembered in [`crate::cache`].
+//! Which ranges matter is decided in [`crate::scan::plan`], what is remembered in [`crate::scan::cache`].
 
+pub mod cache;
 mod decode;
 mod delta;
 mod fetch;
 mod narrow;
 mod pages;
+pub mod plan;
 mod stats;
 mod version;
 
@@ -23,14 +25,14 @@ use arrow::datatypes::SchemaRef;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
-use crate::cache::{self, Freshness, How};
+use crate::archive::erased;
+use crate::base::error::{Error, Result};
+use crate::base::keys::{Day, Prefix, Scope};
+use crate::base::runtime::{self, Cancel};
+use crate::base::schema;
 use crate::engine::{Batches, Relation, Unit};
-use crate::erased;
-use crate::error::{Error, Result};
-use crate::keys::{Day, Prefix, Scope};
-use crate::plan::{self, Filter};
-use crate::runtime::{self, Cancel};
-use crate::schema;
+use crate::scan::cache::{Freshness, How};
+use crate::scan::plan::Filter;
 use crate::store::Store;
 
 use fetch::{Object, Part};

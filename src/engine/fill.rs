@@ -4,7 +4,7 @@ use arrow::array::{Array, ArrayRef, ArrowPrimitiveType, AsArray, PrimitiveArray,
 use arrow::datatypes::{DataType, Date32Type, Int16Type, Int32Type, Int64Type};
 use duckdb::ffi;
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// DuckDB's type for a column, if it can be copied.
 pub(super) fn duckdb_type(data_type: &DataType) -> Option<ffi::duckdb_type> {

@@ -9,8 +9,8 @@ use duckdb::ffi;
 
 use super::Limits;
 use super::table_function::{self, QueryState, Slot};
-use crate::error::{Error, Result};
-use crate::process::PerProcess;
+use crate::base::error::{Error, Result};
+use crate::base::process::PerProcess;
 
 /// Idle instances kept by a process; each holds little memory, and threads that sleep.
 const MAX_IDLE: usize = 4;

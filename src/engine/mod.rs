@@ -19,8 +19,8 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
-use crate::error::{Error, Result};
-use crate::runtime::Cancel;
+use crate::base::error::{Error, Result};
+use crate::base::runtime::Cancel;
 
 pub use statement::Rows;
 

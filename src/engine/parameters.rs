@@ -6,7 +6,7 @@ use duckdb::ffi;
 
 use super::instance::text;
 use super::{Param, Params, refused};
-use crate::error::Result;
+use crate::base::error::Result;
 
 pub(super) fn bind(statement: ffi::duckdb_prepared_statement, params: &Params) -> Result<()> {
     let names = names(statement);

@@ -9,7 +9,7 @@ use duckdb::ffi;
 
 use super::instance::text;
 use super::refused;
-use crate::error::Result;
+use crate::base::error::Result;
 
 /// DuckDB's own messages are short, unless they repeat a long statement.
 const MAX_MESSAGE: usize = 2_000;

@@ -15,8 +15,8 @@ use super::result::{Failure, QueryResult};
 use super::table_function::QueryState;
 use super::watch::Watch;
 use super::{Limits, Params, Relation, refused};
-use crate::error::Result;
-use crate::runtime::Cancel;
+use crate::base::error::Result;
+use crate::base::runtime::Cancel;
 
 /// DuckDB answers in vectors of 2,048 rows; they are put together into batches of about this size.
 const BATCH_ROWS: usize = 65_536;

@@ -13,7 +13,7 @@ use arrow::datatypes::DataType;
 use duckdb::ffi;
 
 use super::{Batches, RELATION, Relation, Unit, fill};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 const NAME: &CStr = c"pageviews";
 

@@ -10,8 +10,8 @@ use tokio::task::JoinHandle;
 
 use super::refused;
 use super::table_function::{QueryState, lock};
-use crate::error::{Error, Result};
-use crate::runtime::{self, Cancel};
+use crate::base::error::{Error, Result};
+use crate::base::runtime::{self, Cancel};
 
 /// DuckDB forgets an interrupt that arrives between two steps, so it is repeated until the statement ends.
 const REPEAT: Duration = Duration::from_millis(20);

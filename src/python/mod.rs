@@ -13,7 +13,7 @@ mod store;
 
 use pyo3::prelude::*;
 
-use crate::keys::{Day, Prefix, Slug};
+use crate::base::keys::{Day, Prefix, Slug};
 
 use errors::OrRaise;
 

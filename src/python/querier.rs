@@ -9,13 +9,13 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyDict, PyFloat, PyInt, PyString};
 use pyo3_arrow::{PyRecordBatch, PySchema, PyTable};
 
-use crate::cache::Freshness;
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::runtime::Cancel;
 use crate::engine::{Limits, Param, Params};
-use crate::error::{Error, Result};
-use crate::keys::Day;
-use crate::plan::Filter;
 use crate::query::{Coverage, Extent, Pages, Querier, Span, Stream, Table};
-use crate::runtime::Cancel;
+use crate::scan::cache::Freshness;
+use crate::scan::plan::Filter;
 use crate::scan::{Options, State, Stats};
 
 use super::errors::{OrRaise, to_exception};

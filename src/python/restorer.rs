@@ -7,12 +7,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3_arrow::PyRecordBatchReader;
 
-use crate::export::ExportOptions;
-use crate::keys::{Day, Prefix};
-use crate::restore;
-use crate::runtime::Cancel;
-use crate::sort::SortOptions;
-use crate::stored::StoredDay;
+use crate::archive::export::ExportOptions;
+use crate::archive::restore;
+use crate::archive::stored::StoredDay;
+use crate::base::keys::{Day, Prefix};
+use crate::base::runtime::Cancel;
+use crate::file::sort::SortOptions;
 
 use super::errors::OrRaise;
 use super::run::run;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
-use crate::error::{Error, Kind, Result};
-use crate::runtime::Cancel;
+use crate::base::error::{Error, Kind, Result};
+use crate::base::runtime::Cancel;
 
 use super::errors::{OrRaise, to_exception};
 

@@ -3,8 +3,8 @@
 use pyo3::prelude::*;
 use pyo3_arrow::{PyRecordBatch, PyRecordBatchReader};
 
-use crate::keys::Day;
-use crate::runtime::Cancel;
+use crate::base::keys::Day;
+use crate::base::runtime::Cancel;
 use crate::sample::{LoadOptions, Sample, SampleOptions, load_postgres};
 use crate::source::postgres::Target;
 

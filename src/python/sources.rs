@@ -10,8 +10,8 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use pyo3_arrow::PyRecordBatchReader;
 
-use crate::error::{Error, Result};
-use crate::keys::Day;
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
 use crate::source::Source;
 use crate::source::arrow::{ArrowSource, Stream};
 use crate::source::postgres::config::{Identifier, SlugTable, Table};

@@ -7,10 +7,10 @@ use std::time::{Duration, SystemTime};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::error::Error;
-use crate::keys::Prefix;
-use crate::publish::probe;
-use crate::runtime::block_on;
+use crate::archive::publish::probe;
+use crate::base::error::Error;
+use crate::base::keys::Prefix;
+use crate::base::runtime::block_on;
 use crate::store::{Credentials, Keys, Store};
 
 use super::errors::{OrRaise, Secret};

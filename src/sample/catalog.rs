@@ -7,7 +7,7 @@ use arrow::array::{ArrayRef, Int32Array, RecordBatch, StringArray};
 use arrow::datatypes::{Field, Schema};
 
 use super::random::{Shuffle, hash};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// A project, of `projects_project`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,9 +8,9 @@ use sqlx::query::Query;
 use sqlx::{Connection, Row};
 
 use super::Sample;
-use crate::error::{Error, Result};
-use crate::keys::Day;
-use crate::runtime::{self, Cancel};
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::runtime::{self, Cancel};
 use crate::source::postgres::config::Identifier;
 use crate::source::postgres::connect::connect;
 use crate::source::postgres::refusal::failed;

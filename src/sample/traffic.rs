@@ -13,8 +13,8 @@ use chrono::Datelike;
 use super::catalog::{Catalog, Kind, Version};
 use super::random::{Shuffle, hash};
 use super::{IDS_PER_DAY, SampleOptions, paths};
-use crate::keys::Day;
-use crate::schema;
+use crate::base::keys::Day;
+use crate::base::schema;
 
 /// 2026-01-01, where growth begins.
 const START: i32 = 20_454;

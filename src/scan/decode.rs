@@ -20,12 +20,12 @@ use parquet::file::reader::{ChunkReader, Length};
 
 use super::fetch::{Data, Part};
 use super::pages::{self, Group};
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::schema;
 use crate::engine::Batches;
-use crate::error::{Error, Result};
-use crate::footer::{Footer, rows};
-use crate::keys::Day;
-use crate::plan::{Filter, GroupPlan};
-use crate::schema;
+use crate::file::footer::{Footer, rows};
+use crate::scan::plan::{Filter, GroupPlan};
 
 /// The parts of an object that are in memory.
 #[derive(Debug, Clone, Default)]

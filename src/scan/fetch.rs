@@ -17,11 +17,11 @@ use super::Context;
 use super::decode::Sparse;
 use super::narrow;
 use super::version::Version;
-use crate::cache;
-use crate::error::{Error, Result};
-use crate::keys::Day;
-use crate::plan;
-use crate::runtime;
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::runtime;
+use crate::scan::cache;
+use crate::scan::plan;
 use crate::store::{Got, IfVersion, Part as Bytewise};
 
 /// How often an object that is replaced again and again is planned anew.

@@ -14,10 +14,10 @@ use super::Context;
 use super::decode::{self, Sparse};
 use super::fetch;
 use super::version::Version;
-use crate::error::{Error, Result};
-use crate::footer::Footer;
-use crate::plan::{self, Filter, GroupPlan};
-use crate::schema;
+use crate::base::error::{Error, Result};
+use crate::base::schema;
+use crate::file::footer::Footer;
+use crate::scan::plan::{self, Filter, GroupPlan};
 
 /// Rows that lie so close are read as one range.
 const CLOSE: u64 = 1024;

@@ -18,9 +18,9 @@ use parquet::file::serialized_reader::SerializedPageReader;
 
 use super::decode::Sparse;
 use super::delta;
-use crate::footer::{rows, shape};
-use crate::plan::GroupPlan;
-use crate::schema;
+use crate::base::schema;
+use crate::file::footer::{rows, shape};
+use crate::scan::plan::GroupPlan;
 
 /// Ten times what the writer puts into a page.
 const MAX_PAGE_BYTES: u64 = 64 << 20;

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::Context;
-use crate::cache::{How, Known};
-use crate::footer::Footer;
-use crate::plan::{self, GroupPlan};
+use crate::file::footer::Footer;
+use crate::scan::cache::{How, Known};
+use crate::scan::plan::{self, GroupPlan};
 
 /// One version of a day's file, or its absence, and what of it can matter.
 pub(super) struct Version {

@@ -13,10 +13,10 @@ use chrono::Utc;
 
 use self::convert::{Column, Rows, is_decodable};
 use super::{BadRows, LeftRow, Sink, Source, Summary, leave};
-use crate::error::{Error, Result};
-use crate::keys::Day;
-use crate::runtime::Cancel;
-use crate::schema;
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::runtime::Cancel;
+use crate::base::schema;
 
 /// Rows handed over at a time; a larger batch of the stream is cut.
 pub const MAX_BATCH_ROWS: usize = 65_536;

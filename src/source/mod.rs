@@ -11,14 +11,14 @@ use ::arrow::array::{AsArray, RecordBatch};
 use ::arrow::datatypes::Int32Type;
 use chrono::{DateTime, Utc};
 
-use crate::error::{Error, Result};
-use crate::keys::Day;
-use crate::position::Position;
-use crate::runtime::Cancel;
-use crate::schema;
-use crate::tally::Tally;
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::runtime::Cancel;
+use crate::base::schema;
+use crate::file::position::Position;
+use crate::file::tally::Tally;
 
-/// Takes a source's batches: either [`crate::schema::pageviews`] whole, or [`crate::schema::facts`]
+/// Takes a source's batches: either [`crate::base::schema::pageviews`] whole, or [`crate::base::schema::facts`]
 /// when the slugs come at the end, in [`Summary::slugs`].
 pub type Sink<'a> = dyn FnMut(RecordBatch) -> Result<()> + 'a;
 
@@ -45,7 +45,7 @@ pub trait Source: Send {
 /// What becomes of a row with a value that does not fit the schema.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum BadRows {
-    /// The export fails with [`crate::error::Error::BadRow`].
+    /// The export fails with [`crate::base::error::Error::BadRow`].
     #[default]
     Fail,
     /// The row is left where it is, and listed in [`Summary::left`].

@@ -16,8 +16,8 @@ use super::credentials::{Ambient, Credentials, NoCredentials, Refreshing};
 use super::http::Connector;
 use super::options::{Auth, Environment, Http, Options, S3};
 use super::url::Location;
-use crate::error::{Error, Result};
-use crate::process::PerProcess;
+use crate::base::error::{Error, Result};
+use crate::base::process::PerProcess;
 
 /// So many clients are kept; credentials that change make new ones.
 const KEPT_CLIENTS: usize = 32;

@@ -5,7 +5,7 @@ use super::http::Answer;
 use super::refusal::{Refusal, denied_action, denied_key, refusal};
 use super::url::Location;
 use super::{Kind, Write};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Doing {

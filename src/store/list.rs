@@ -10,7 +10,7 @@ use super::clients::Target;
 use super::error::Meaning;
 use super::http::{Answer, Trace};
 use super::{Kind, Store, blocking};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// No key of ours lies deeper below a folder; a loop of symbolic links does.
 const DEEPEST: usize = 8;

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 
 use super::{Fetched, Got, IfVersion, Part, Write, span};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// Stands in a folder whose file system cannot lock folders (NFS).
 const LOCK_FILE: &str = ".parquet-analytics.lock";

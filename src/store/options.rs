@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Kind;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// Environment variables by name.
 pub type Environment = BTreeMap<String, String>;

@@ -17,7 +17,7 @@ use super::http::{Answer, Trace};
 use super::options::Options;
 use super::refusal::Refusal;
 use super::{Counters, Fetched, Got, IfVersion, Kind, NotPut, Part, Write, span};
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// Larger objects need a multipart upload, which has no conditions.
 const LARGEST_PUT: usize = 5 << 30;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 use super::Kind;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 const SUPPORTED: &str = "supported are s3://bucket/prefix, file:///folder, memory://name, and experimentally \
                          gs://bucket/prefix and az://container/prefix";

@@ -9,9 +9,9 @@ use arrow::array::{
 };
 use arrow::datatypes::{Field, Int32Type, Int64Type, Schema};
 use arrow::error::ArrowError;
-use parquet_analytics::error::{Error, Kind, Result};
-use parquet_analytics::runtime::Cancel;
-use parquet_analytics::schema;
+use parquet_analytics::base::error::{Error, Kind, Result};
+use parquet_analytics::base::runtime::Cancel;
+use parquet_analytics::base::schema;
 use parquet_analytics::source::arrow::{ArrowSource, MAX_BATCH_ROWS, Stream};
 use parquet_analytics::source::{BadRows, Source};
 use rand::SeedableRng;

@@ -5,10 +5,10 @@ use arrow::array::{Int32Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Schema};
 use bytes::Bytes;
 use parquet::file::properties::EnabledStatistics;
-use parquet_analytics::cache::{self, How, Known, Loaded};
-use parquet_analytics::error::{Error, Kind, Result};
-use parquet_analytics::runtime::{Cancel, block_on};
-use parquet_analytics::schema;
+use parquet_analytics::base::error::{Error, Kind, Result};
+use parquet_analytics::base::runtime::{Cancel, block_on};
+use parquet_analytics::base::schema;
+use parquet_analytics::scan::cache::{self, How, Known, Loaded};
 use parquet_analytics::store::Store;
 use rand::{Rng, SeedableRng};
 

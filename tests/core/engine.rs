@@ -10,10 +10,10 @@ use arrow::array::{
 };
 use arrow::compute::concat_batches;
 use arrow::datatypes::{DataType, Decimal128Type, Int32Type, Int64Type, SchemaRef};
+use parquet_analytics::base::error::{Error, Kind, Result};
+use parquet_analytics::base::runtime::Cancel;
+use parquet_analytics::base::schema;
 use parquet_analytics::engine::{self, Batches, Limits, Param, Params, Relation, Unit};
-use parquet_analytics::error::{Error, Kind, Result};
-use parquet_analytics::runtime::Cancel;
-use parquet_analytics::schema;
 
 /// What a unit does besides yielding its batches.
 #[derive(Clone, Copy, PartialEq)]

@@ -184,7 +184,7 @@ fn forked() {
     let expected = count(&relation);
     let limits = Limits::default();
     let sql = "SELECT * FROM pageviews a, pageviews b";
-    let cancel = parquet_analytics::runtime::Cancel::new();
+    let cancel = parquet_analytics::base::runtime::Cancel::new();
     let mut open =
         parquet_analytics::engine::query(Arc::clone(&relation) as _, sql, &Params::none(), &limits, &cancel).unwrap();
     assert!(open.batches.next().unwrap().is_ok());

@@ -10,9 +10,9 @@ use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
-use parquet_analytics::keys::{Day, Prefix, Scope};
-use parquet_analytics::runtime::{Cancel, block_on};
-use parquet_analytics::schema;
+use parquet_analytics::base::keys::{Day, Prefix, Scope};
+use parquet_analytics::base::runtime::{Cancel, block_on};
+use parquet_analytics::base::schema;
 use parquet_analytics::store::{Environment, Store, Write};
 
 use crate::support::{Row, batch_of};

@@ -1,4 +1,4 @@
-use parquet_analytics::keys::{Day, Prefix, Scope, Slug, day_of};
+use parquet_analytics::base::keys::{Day, Prefix, Scope, Slug, day_of};
 
 #[test]
 fn a_day_is_exactly_ten_characters_and_exists() {

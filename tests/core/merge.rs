@@ -1,8 +1,8 @@
 //! Whether an export has written the rows that were stored already.
 
 use arrow::array::RecordBatch;
-use parquet_analytics::error::{Error, Result};
-use parquet_analytics::merge::{SameRows, without, without_ids};
+use parquet_analytics::archive::merge::{SameRows, without, without_ids};
+use parquet_analytics::base::error::{Error, Result};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parquet::file::properties::EnabledStatistics;
-use parquet_analytics::cache::{self, Known};
-use parquet_analytics::footer::Footer;
-use parquet_analytics::plan::{Filter, GroupPlan, coalesce, ranges, select};
-use parquet_analytics::runtime::{Cancel, block_on};
-use parquet_analytics::schema;
+use parquet_analytics::base::runtime::{Cancel, block_on};
+use parquet_analytics::base::schema;
+use parquet_analytics::file::footer::Footer;
+use parquet_analytics::scan::cache::{self, Known};
+use parquet_analytics::scan::plan::{Filter, GroupPlan, coalesce, ranges, select};
 use proptest::prelude::*;
 
 use crate::files::{Layout, put, store};

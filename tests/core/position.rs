@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use parquet_analytics::position::{Identity, Position, Relation, Stale, parse_lsn};
+use parquet_analytics::file::position::{Identity, Position, Relation, Stale, parse_lsn};
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;

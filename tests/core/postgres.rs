@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int16Type, Int32Type, Int64Type};
-use parquet_analytics::error::{Error, Kind, Result};
-use parquet_analytics::runtime::{Cancel, block_on};
-use parquet_analytics::schema;
+use parquet_analytics::base::error::{Error, Kind, Result};
+use parquet_analytics::base::runtime::{Cancel, block_on};
+use parquet_analytics::base::schema;
 use parquet_analytics::source::postgres::config::Table;
 use parquet_analytics::source::postgres::connect::connect;
 use parquet_analytics::source::postgres::{PostgresOptions, PostgresSource, Target};

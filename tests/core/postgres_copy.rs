@@ -2,8 +2,8 @@
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int16Type, Int32Type, Int64Type};
-use parquet_analytics::error::{Error, Result};
-use parquet_analytics::schema;
+use parquet_analytics::base::error::{Error, Result};
+use parquet_analytics::base::schema;
 use parquet_analytics::source::BadRows;
 use parquet_analytics::source::postgres::copy::{Decoder, Layout};
 use proptest::prelude::*;

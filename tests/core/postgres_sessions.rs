@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int32Type;
-use parquet_analytics::error::{Error, Kind};
-use parquet_analytics::export::{ExportOptions, Progress, export};
-use parquet_analytics::runtime::{Cancel, block_on};
+use parquet_analytics::archive::export::{ExportOptions, Progress, export};
+use parquet_analytics::base::error::{Error, Kind};
+use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::source::postgres::connect::connect;
 use parquet_analytics::source::postgres::{PostgresOptions, PostgresSource, Target};
 use parquet_analytics::source::{BadRows, Source};

@@ -2,8 +2,8 @@
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::Int32Type;
-use parquet_analytics::error::{Error, Kind};
-use parquet_analytics::runtime::{Cancel, block_on};
+use parquet_analytics::base::error::{Error, Kind};
+use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::source::Source;
 use parquet_analytics::source::postgres::config::Table;
 use parquet_analytics::source::postgres::connect::connect;

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use parquet_analytics::error::Error;
+use parquet_analytics::base::error::Error;
 use parquet_analytics::source::postgres::config::{Identifier, Table};
 use parquet_analytics::source::postgres::{PostgresOptions, Target};
 

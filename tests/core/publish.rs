@@ -1,9 +1,9 @@
 //! What becomes of a write whose answer is lost, late or odd, against a server that answers as it is told.
 
 use bytes::Bytes;
-use parquet_analytics::error::{Error, Kind, Result};
-use parquet_analytics::keys::Prefix;
-use parquet_analytics::publish::{LARGEST_FILE, check_size, heeds_conditions, ignored_conditions, publish};
+use parquet_analytics::archive::publish::{LARGEST_FILE, check_size, heeds_conditions, ignored_conditions, publish};
+use parquet_analytics::base::error::{Error, Kind, Result};
+use parquet_analytics::base::keys::Prefix;
 use parquet_analytics::store::{Got, IfVersion, Part, Write};
 
 use crate::store::{open, run};

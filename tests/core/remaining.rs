@@ -1,7 +1,7 @@
 //! Which rows of a day the database still has: what each deletion and export makes of what was known before.
 
-use parquet_analytics::remaining::Remaining;
-use parquet_analytics::remaining::Remaining::{AtMost, Only, Unknown};
+use parquet_analytics::file::remaining::Remaining;
+use parquet_analytics::file::remaining::Remaining::{AtMost, Only, Unknown};
 
 /// As many ids as stand in a file's metadata.
 const LISTED: i64 = 1_000;

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use parquet_analytics::error::Error;
-use parquet_analytics::rows::{Match, RowIndexBuilder, check_ids};
-use parquet_analytics::tally::Tally;
+use parquet_analytics::base::error::Error;
+use parquet_analytics::file::rows::{Match, RowIndexBuilder, check_ids};
+use parquet_analytics::file::tally::Tally;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 

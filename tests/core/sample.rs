@@ -4,11 +4,11 @@ use std::collections::{HashMap, HashSet};
 
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
-use parquet_analytics::error::Error;
-use parquet_analytics::keys::Day;
-use parquet_analytics::runtime::Cancel;
+use parquet_analytics::base::error::Error;
+use parquet_analytics::base::keys::Day;
+use parquet_analytics::base::runtime::Cancel;
+use parquet_analytics::base::schema;
 use parquet_analytics::sample::{LoadOptions, Loaded, Sample, SampleOptions, load_postgres};
-use parquet_analytics::schema;
 use parquet_analytics::source::postgres::Target;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{Connection, PgConnection, Row as _};

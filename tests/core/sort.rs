@@ -1,9 +1,9 @@
 use std::time::Instant;
 
 use arrow::datatypes::Schema;
-use parquet_analytics::runtime::Cancel;
-use parquet_analytics::schema;
-use parquet_analytics::sort::{SortOptions, Sorter};
+use parquet_analytics::base::runtime::Cancel;
+use parquet_analytics::base::schema;
+use parquet_analytics::file::sort::{SortOptions, Sorter};
 use parquet_analytics::source::Slugs;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use parquet_analytics::error::{Error, Kind as ErrorKind, Result};
-use parquet_analytics::runtime::{Cancel, block_on};
+use parquet_analytics::base::error::{Error, Kind as ErrorKind, Result};
+use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::store::{
     Counters, Credentials, Environment, Fetched, Got, IfVersion, Keys, Kind, Part, Store, Write,
 };

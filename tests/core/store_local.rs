@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use parquet_analytics::error::Error;
+use parquet_analytics::base::error::Error;
 use parquet_analytics::store::{Got, IfVersion, Part, Store, Write};
 
 use crate::store::{found, get, open, put, run};

@@ -1,6 +1,6 @@
 //! Refusals that are not what their status says: what a store's code and message mean, to a reader and to a writer.
 
-use parquet_analytics::error::{Error, Kind};
+use parquet_analytics::base::error::{Error, Kind};
 use parquet_analytics::store::{IfVersion, Part, Write};
 
 use crate::store::{get, put, run};

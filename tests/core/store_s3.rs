@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use parquet_analytics::error::{Error, Kind as ErrorKind};
+use parquet_analytics::base::error::{Error, Kind as ErrorKind};
 use parquet_analytics::store::{Counters, Credentials, Environment, Got, IfVersion, Keys, Part, Store, Write};
 
 use crate::services;

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, Date32Array, Int16Array, Int32Array, Int64Array, RecordBatch, StringArray};
 use arrow::datatypes::{Date32Type, Int16Type, Int32Type, Int64Type};
-use parquet_analytics::keys::Day;
-use parquet_analytics::schema;
+use parquet_analytics::base::keys::Day;
+use parquet_analytics::base::schema;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 

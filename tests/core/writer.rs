@@ -1,8 +1,8 @@
 use bytes::Bytes;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::file::metadata::{PageIndexPolicy, ParquetMetaDataReader};
-use parquet_analytics::schema;
-use parquet_analytics::writer::{DayWriter, FileFacts};
+use parquet_analytics::base::schema;
+use parquet_analytics::file::writer::{DayWriter, FileFacts};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use sha2::{Digest, Sha256};

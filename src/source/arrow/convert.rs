@@ -7,8 +7,8 @@ use arrow::compute::{CastOptions, cast_with_options};
 use arrow::datatypes::{ArrowPrimitiveType, DataType, Date32Type, Int64Type, TimeUnit};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 
-use crate::error::{Error, Result};
-use crate::schema;
+use crate::base::error::{Error, Result};
+use crate::base::schema;
 
 /// The rows of a batch, to name one in an error.
 pub struct Rows {

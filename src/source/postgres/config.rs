@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 
 use super::target::Target;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// Where the page views are. [`Debug`](fmt::Debug) shows no password.
 #[derive(Clone)]

@@ -12,8 +12,8 @@ use super::identity::{Rights, identified, identity};
 use super::refusal::failed;
 use super::target::Target;
 use super::tls;
-use crate::error::{Error, Result};
-use crate::position::{Position, at_page_end, parse_lsn};
+use crate::base::error::{Error, Result};
+use crate::file::position::{Position, at_page_end, parse_lsn};
 
 /// How much longer than `statement_timeout` to wait for the server to say so.
 const GRACE: Duration = Duration::from_secs(60);

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use arrow::array::{Int16Builder, Int32Builder, Int64Builder, RecordBatch, StringBuilder};
 
-use crate::error::{Error, Result};
-use crate::schema;
+use crate::base::error::{Error, Result};
+use crate::base::schema;
 use crate::source::{BadRows, LeftRow, leave};
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";

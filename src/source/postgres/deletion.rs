@@ -14,11 +14,11 @@ use super::effects::{Effects, effects};
 use super::identity::identify;
 use super::tables::{Dates, Unique, date_type};
 use super::{IDS_AT_ONCE, PostgresSource, list, number};
-use crate::error::{Error, Kind, Result};
-use crate::keys::Day;
-use crate::position::Identity;
+use crate::base::error::{Error, Kind, Result};
+use crate::base::keys::Day;
+use crate::base::steps::{Step, reached};
+use crate::file::position::Identity;
 use crate::source::BadRows;
-use crate::steps::{Step, reached};
 
 /// A connection that may write.
 pub struct Deleter<'a> {

@@ -5,8 +5,8 @@ use sqlx::postgres::PgRow;
 
 use super::PostgresSource;
 use super::connect::{Session, text};
-use crate::error::{Error, Result};
-use crate::runtime::{Cancel, block_on};
+use crate::base::error::{Error, Result};
+use crate::base::runtime::{Cancel, block_on};
 
 /// More than these are not named one by one.
 const NAMED: usize = 10;

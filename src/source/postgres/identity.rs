@@ -4,8 +4,8 @@ use sqlx::postgres::PgRow;
 
 use super::config::{Identifier, PostgresOptions};
 use super::connect::{Session, is_true, said, text};
-use crate::error::{Error, Result};
-use crate::position::{Identity, Relation};
+use crate::base::error::{Error, Result};
+use crate::file::position::{Identity, Relation};
 
 /// Which functions that tell what identifies a server may be called: some providers do not let everybody ask.
 #[derive(Debug, Clone, Copy, Default)]

@@ -33,13 +33,13 @@ use tables::{Dates, INTEGERS, TEXTS, TIMESTAMP, Unique, accepted, check_table};
 pub use target::Target;
 
 use super::{BadRows, Elsewhere, LeftRow, Sink, Slugs, Source, Summary};
-use crate::error::{Error, Result};
-use crate::keys::Day;
-use crate::position::{Identity, Position};
-use crate::rows::repeated_id;
-use crate::runtime::{Cancel, block_on};
-use crate::schema;
-use crate::tally::Tally;
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::runtime::{Cancel, block_on};
+use crate::base::schema;
+use crate::file::position::{Identity, Position};
+use crate::file::rows::repeated_id;
+use crate::file::tally::Tally;
 
 /// Ids in one question for slugs.
 const IDS_AT_ONCE: usize = 10_000;

@@ -4,7 +4,7 @@ use sqlx::postgres::PgDatabaseError;
 
 use super::connect::{CONNECTING, LOCKING};
 use super::target::Target;
-use crate::error::Error;
+use crate::base::error::Error;
 
 /// What a failure means and whether trying again can help. Never shows the password: the server does not
 /// know it, and sqlx's messages about the connection string are not used.

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 use super::config::SlugTable;
 use super::connect::{Snapshot, text};
 use super::{IDS_AT_ONCE, list};
-use crate::error::{Error, Result};
-use crate::schema;
+use crate::base::error::{Error, Result};
+use crate::base::schema;
 
 /// The slugs of these ids, and no others.
 pub async fn slugs(

@@ -7,8 +7,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::config::PostgresOptions;
 use super::connect::Snapshot;
-use crate::error::{Error, Result};
-use crate::keys::Day;
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
 
 /// How long a standby is given to replay what its primary has.
 const PATIENCE: Duration = Duration::from_secs(5);

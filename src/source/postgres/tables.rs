@@ -6,8 +6,8 @@ use sqlx::postgres::PgRow;
 
 use super::config::{Identifier, PostgresOptions, Table};
 use super::connect::{Snapshot, is_true, text};
-use crate::error::{Error, Result};
-use crate::schema;
+use crate::base::error::{Error, Result};
+use crate::base::schema;
 
 /// What the date column holds: days, or times that are cut into UTC days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

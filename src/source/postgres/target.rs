@@ -10,7 +10,7 @@ use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode
 use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// A server and how to log in there, from a libpq connection string: a `postgresql://` URL or
 /// `host=... dbname=...`. What the string leaves open comes from the `PG*` environment and `.pgpass`.

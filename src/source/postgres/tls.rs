@@ -21,7 +21,7 @@ use tokio::net::{TcpStream, UnixListener};
 use tokio_rustls::TlsConnector;
 
 use super::target::Verify;
-use crate::error::{Error, Result};
+use crate::base::error::{Error, Result};
 
 /// What a client sends to ask for TLS.
 const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];

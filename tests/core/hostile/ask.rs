@@ -5,16 +5,16 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use bytes::Bytes;
-use parquet_analytics::cache;
-use parquet_analytics::error::{Error, Result};
-use parquet_analytics::keys::Prefix;
-use parquet_analytics::plan::Filter;
-use parquet_analytics::runtime::{Cancel, block_on};
+use parquet_analytics::archive::stored::StoredDay;
+use parquet_analytics::base::error::{Error, Result};
+use parquet_analytics::base::keys::Prefix;
+use parquet_analytics::base::runtime::{Cancel, block_on};
+use parquet_analytics::scan::cache;
+use parquet_analytics::scan::plan::Filter;
 use parquet_analytics::scan::{Options, Scan};
 use parquet_analytics::source::postgres::copy::{Decoder, Layout};
 use parquet_analytics::source::{BadRows, LeftRow};
 use parquet_analytics::store::Store;
-use parquet_analytics::stored::StoredDay;
 
 use crate::files::{date, key, put};
 

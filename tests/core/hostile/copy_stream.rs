@@ -2,7 +2,7 @@ use std::cell::Cell;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::Int64Type;
-use parquet_analytics::error::Error;
+use parquet_analytics::base::error::Error;
 use parquet_analytics::source::BadRows::{Fail, Leave};
 use parquet_analytics::source::postgres::copy::Layout;
 use proptest::prelude::*;

@@ -6,7 +6,7 @@ use arrow::datatypes::{DataType, Field, Schema, TimeUnit};
 use bytes::Bytes;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::metadata::ColumnChunkMetaData;
-use parquet_analytics::schema;
+use parquet_analytics::base::schema;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use rand::SeedableRng;

@@ -1,0 +1,302 @@
+//! What is known about stored files: their footers, or that there is none. One bounded memory for the
+//! whole process, filled by a request each and believed for a stated time; after that the store is asked
+//! whether the file is still the same, which costs a request but no bytes.
+//!
+//! What is inside a footer is the business of [`crate::file::footer`]; data pages are never kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::process::PerProcess;
+use crate::file::footer::{Footer, Parsed};
+use crate::store::{Fetched, Got, IfVersion, Part, Store};
+
+/// Bytes of footers that are kept, in memory.
+const CAPACITY: usize = 256 << 20;
+/// What an entry costs besides its footer.
+const ENTRY: usize = 200;
+
+/// A tail that holds footer and page index of a file of 200 row groups.
+const FIRST_GUESS: u64 = 384 << 10;
+/// Large enough for a day of a million rows, and small beside a round trip.
+const SMALLEST_GUESS: u64 = 64 << 10;
+/// What all guesses of one wave may cost together, before a store's files are known and after.
+const WAVE_FIRST: u64 = 4 << 20;
+const WAVE_LEARNED: u64 = 16 << 20;
+
+/// How often a footer that changes while it is read is begun again.
+const ATTEMPTS: u32 = 4;
+
+/// How long what is known is believed without asking the store again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Freshness {
+    /// For days of the last week, which late exports still change.
+    pub recent: Duration,
+    /// For older days.
+    pub older: Duration,
+}
+
+impl Default for Freshness {
+    fn default() -> Self {
+        Self {
+            recent: Duration::from_secs(60),
+            older: Duration::from_secs(600),
+        }
+    }
+}
+
+impl Freshness {
+    pub fn of(&self, day: Day, today: Day) -> Duration {
+        if day >= today.minus_days(7) {
+            self.recent
+        } else {
+            self.older
+        }
+    }
+}
+
+/// What is known about a key.
+#[derive(Debug, Clone)]
+pub enum Known {
+    Present(Arc<Footer>),
+    Absent,
+}
+
+/// How it became known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Without a request.
+    Cached,
+    /// The store said that nothing has changed.
+    Confirmed,
+    /// Read from the store.
+    Read,
+}
+
+/// An answer of [`load`], and what it cost.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    pub known: Known,
+    pub how: How,
+    pub requests: u32,
+    pub bytes: u64,
+    /// The last bytes of the object and where they begin, when they were read just now.
+    pub tail: Option<(u64, Bytes)>,
+}
+
+struct Entry {
+    known: Known,
+    learned: Instant,
+    used: u64,
+    size: usize,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// By store and key.
+    stores: HashMap<String, HashMap<String, Entry>>,
+    /// The largest tail that a file of a store needed.
+    tails: HashMap<String, u64>,
+    size: usize,
+    clock: u64,
+}
+
+fn memory() -> MutexGuard<'static, Memory> {
+    static MEMORY: PerProcess<Mutex<Memory>> = PerProcess::new();
+    MEMORY.lock()
+}
+
+impl Memory {
+    fn get(&mut self, store: &str, key: &str) -> Option<(Known, Instant)> {
+        self.clock += 1;
+        let entry = self.stores.get_mut(store)?.get_mut(key)?;
+        entry.used = self.clock;
+        Some((entry.known.clone(), entry.learned))
+    }
+
+    fn put(&mut self, store: &str, key: &str, known: Known, asked: Instant) {
+        let size = ENTRY
+            + key.len()
+            + if let Known::Present(footer) = &known {
+                footer.memory_size()
+            } else {
+                0
+            };
+        if let Known::Present(footer) = &known {
+            let tail = self.tails.entry(store.to_owned()).or_default();
+            *tail = footer.tail.max(*tail);
+        }
+        self.forget(store, key);
+        self.clock += 1;
+        let entry = Entry {
+            known,
+            learned: asked,
+            used: self.clock,
+            size,
+        };
+        self.stores
+            .entry(store.to_owned())
+            .or_default()
+            .insert(key.to_owned(), entry);
+        self.size += size;
+        if self.size > CAPACITY {
+            self.evict();
+        }
+    }
+
+    fn forget(&mut self, store: &str, key: &str) {
+        if let Some(entry) = self.stores.get_mut(store).and_then(|entries| entries.remove(key)) {
+            self.size -= entry.size;
+        }
+    }
+
+    /// Drops what was used longest ago, down to nine tenths, so that not every insertion has to look.
+    fn evict(&mut self) {
+        let mut all: Vec<(u64, usize)> = self
+            .stores
+            .values()
+            .flat_map(HashMap::values)
+            .map(|e| (e.used, e.size))
+            .collect();
+        all.sort_unstable();
+        let mut excess = self.size.saturating_sub(CAPACITY / 10 * 9);
+        let mut last = 0;
+        for (used, size) in all {
+            if excess == 0 {
+                break;
+            }
+            (last, excess) = (used, excess.saturating_sub(size));
+        }
+        for entries in self.stores.values_mut() {
+            entries.retain(|_, entry| entry.used > last);
+        }
+        self.size = self
+            .stores
+            .values()
+            .flat_map(HashMap::values)
+            .map(|entry| entry.size)
+            .sum();
+    }
+}
+
+/// Drops what is known about a key: for whoever writes it in this process.
+pub fn forget(store: &Store, key: &str) {
+    memory().forget(store.id(), key);
+}
+
+/// What is known about a key and was learned at most `max_age` ago; never asks the store.
+pub fn peek(store: &Store, key: &str, max_age: Duration) -> Option<Known> {
+    let (known, learned) = memory().get(store.id(), key)?;
+    (learned.elapsed() <= max_age).then_some(known)
+}
+
+/// How many bytes of an object's end to ask for when `wave` footers are read at once.
+pub fn tail_guess(store: &Store, wave: usize) -> u64 {
+    let wave = wave.max(1) as u64;
+    match memory().tails.get(store.id()).copied() {
+        Some(seen) => (seen + seen / 4).min(WAVE_LEARNED / wave).max(SMALLEST_GUESS),
+        None => (WAVE_FIRST / wave).clamp(SMALLEST_GUESS, FIRST_GUESS),
+    }
+}
+
+/// Finds out what is stored under a key, asking for the last `guess` bytes of the object; believes what
+/// was learned at most `max_age` ago.
+pub async fn load(store: &Store, key: &str, max_age: Duration, guess: u64) -> Result<Loaded> {
+    let remembered = memory().get(store.id(), key);
+    let mut loaded = Loaded {
+        known: Known::Absent,
+        how: How::Cached,
+        requests: 0,
+        bytes: 0,
+        tail: None,
+    };
+    let mut condition = IfVersion::Any;
+    if let Some((known, learned)) = remembered {
+        if let Known::Present(footer) = &known {
+            condition = IfVersion::IsNot(footer.etag.clone());
+        }
+        loaded.known = known;
+        if learned.elapsed() <= max_age {
+            return Ok(loaded);
+        }
+    }
+    for _ in 0..ATTEMPTS {
+        // Its age counts from the question, not from the answer.
+        let asked = Instant::now();
+        loaded.requests += 1;
+        match store.get(key, Part::Tail(guess), condition.clone()).await? {
+            Got::Same => loaded.how = How::Confirmed,
+            Got::Absent => (loaded.known, loaded.how) = (Known::Absent, How::Read),
+            // Only a read on condition of a version answers this.
+            Got::Changed => continue,
+            Got::Found(found) => {
+                loaded.bytes += found.bytes.len() as u64;
+                match read(store, key, found, &mut loaded).await {
+                    Ok(Some(footer)) => (loaded.known, loaded.how) = (Known::Present(Arc::new(footer)), How::Read),
+                    Ok(None) => continue,
+                    Err(error) => {
+                        forget(store, key);
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        memory().put(store.id(), key, loaded.known.clone(), asked);
+        return Ok(loaded);
+    }
+    Err(changing(key))
+}
+
+/// The error for an object that is replaced faster than it can be read.
+pub(crate) fn changing(key: &str) -> Error {
+    Error::Store {
+        key: Some(key.to_owned()),
+        message: format!("{key} was replaced while it was being read; ask again"),
+        retryable: true,
+    }
+}
+
+/// The footer of the version whose last bytes are `tail`, reading more of it when that is not all; `None`
+/// when the object has changed meanwhile.
+async fn read(store: &Store, key: &str, tail: Fetched, loaded: &mut Loaded) -> Result<Option<Footer>> {
+    let Fetched {
+        mut bytes,
+        mut offset,
+        size,
+        etag,
+        ..
+    } = tail;
+    loop {
+        if offset.checked_add(bytes.len() as u64) != Some(size) {
+            return Err(Error::corrupt(key, "the store did not return its last bytes"));
+        }
+        let from = match Footer::parse(key, &etag, size, offset, &bytes)? {
+            Parsed::Footer(footer) => {
+                loaded.tail = Some((offset, bytes));
+                return Ok(Some(footer));
+            }
+            Parsed::Needs(from) if from < offset => from,
+            Parsed::Needs(_) => return Err(Error::corrupt(key, "its footer is damaged")),
+        };
+        loaded.requests += 1;
+        match store
+            .get(key, Part::Range(from..offset), IfVersion::Is(etag.clone()))
+            .await?
+        {
+            Got::Found(more) if more.offset == from && more.bytes.len() as u64 == offset - from => {
+                loaded.bytes += more.bytes.len() as u64;
+                let mut whole = BytesMut::with_capacity(more.bytes.len() + bytes.len());
+                whole.extend_from_slice(&more.bytes);
+                whole.extend_from_slice(&bytes);
+                (bytes, offset) = (whole.freeze(), from);
+            }
+            Got::Found(_) => return Err(Error::corrupt(key, "the store returned other bytes than asked for")),
+            Got::Absent | Got::Changed | Got::Same => return Ok(None),
+        }
+    }
+}
