@@ -84,7 +84,7 @@ def test_readme_has_examples_that_run() -> None:
 
 def test_reliability_names_every_step_and_only_tests_that_exist() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    steps = set(re.findall(r'=> "([a-z-]+)"', (ROOT / "src" / "steps.rs").read_text(encoding="utf-8")))
+    steps = set(re.findall(r'=> "([a-z-]+)"', (ROOT / "src" / "base" / "steps.rs").read_text(encoding="utf-8")))
     assert len(steps) == 16
     assert steps == {name for name in re.findall(r"`([a-z]+(?:-[a-z]+)?)`", text) if name in steps}
     named = set(re.findall(r"`((?:tests|benches|fuzz)/[\w/.]*)`", text))
