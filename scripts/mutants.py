@@ -37,6 +37,9 @@ TESTS = {
     "src/archive/delete/elsewhere.rs": "row_identity django_moved_rows delete",
     "src/archive/delete/stamp.rs": "delete row_identity",
     "src/archive/erase.rs": "erasure_list erasure_owners django_erasure django_erasure_stored",
+    "src/archive/claim.rs": "erasure_owners erasure_list",
+    "src/archive/copies/stale.rs": "erasure_list erasure_owners django_erasure django_erasure_stored",
+    "src/archive/erase/record.rs": "erasure_list erasure_owners django_erasure_stored",
     "src/archive/erase/look.rs": "erasure_owners erasure_list django_erasure_stored",
 }
 FILES = "PARQUET_ANALYTICS_MUTANTS"

@@ -8,13 +8,13 @@ use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 
 use crate::archive::deleted;
-use crate::archive::erased;
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Prefix};
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
 use crate::engine::{self, Answer, Batches, Limits, Param, Params};
 use crate::scan::cache::Freshness;
+use crate::scan::erased;
 use crate::scan::plan::Filter;
 use crate::scan::{DayPlan, Options, Scan, Stats};
 use crate::store::Store;

@@ -8,6 +8,7 @@
 pub mod cache;
 mod decode;
 mod delta;
+pub mod erased;
 mod fetch;
 mod narrow;
 mod pages;
@@ -25,12 +26,12 @@ use arrow::datatypes::SchemaRef;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 
-use crate::archive::erased;
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
 use crate::engine::{Batches, Relation, Unit};
+use crate::file::footer::GroupPlan;
 use crate::scan::cache::{Freshness, How};
 use crate::scan::plan::Filter;
 use crate::store::Store;
@@ -219,7 +220,7 @@ impl Scan {
                 rows: footer.map_or(0, |footer| footer.rows()),
                 row_groups: footer.map_or(0, |footer| footer.row_groups()),
                 row_groups_selected: version.groups.len(),
-                rows_selected: version.groups.iter().map(plan::GroupPlan::selected).sum(),
+                rows_selected: version.groups.iter().map(GroupPlan::selected).sum(),
                 requests: requests.len(),
                 bytes: requests.iter().map(|range| range.end - range.start).sum(),
             }
@@ -362,7 +363,7 @@ impl Relation for Scan {
         for object in objects {
             let version = object.version();
             let total = version.groups.len();
-            let bytes = |group: &plan::GroupPlan| {
+            let bytes = |group: &GroupPlan| {
                 version
                     .ranges(std::slice::from_ref(group), &needed)
                     .iter()

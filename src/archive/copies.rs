@@ -1,6 +1,8 @@
 //! Copies of a day for single projects and organizations, cut from the sorted rows as they pass by.
 //! Copies are a convenience: no answer depends on them, and they are published after the day itself.
 
+pub mod stale;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::ops::Range;

@@ -12,8 +12,9 @@ use serde_json::{Map, Value, json};
 use crate::archive::publish::publish;
 use crate::base::error::{Error, Result};
 use crate::base::json::{self, wrong};
-use crate::base::keys::{Day, Prefix};
+use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::process::PerProcess;
+use crate::base::runtime::{Cancel, block_on};
 use crate::file::tally::Tally;
 use crate::store::{Got, IfVersion, Part, Store, Write};
 
@@ -203,5 +204,16 @@ impl List {
             .map(|(day, about)| (day.to_string(), Value::Object(about.clone())));
         whole.insert(DAYS.to_owned(), Value::Object(days.collect()));
         Value::Object(whole).to_string().into_bytes()
+    }
+}
+
+/// Takes a day off the list of those of which rows were deleted: the table has all rows of this version of its file.
+pub fn is_back(store: &Store, prefix: &Prefix, day: Day, etag: &str, file: &Tally, cancel: &Cancel) -> Result<()> {
+    block_on(cancel, remove(store, prefix, day))?;
+    // A deletion that has begun since may have found the day on the list. It has changed the file before it looked there.
+    let version = IfVersion::Is(etag.to_owned());
+    match block_on(cancel, store.get(&prefix.key(&Scope::Day, day), Part::Tail(1), version))? {
+        Got::Found(_) | Got::Same => Ok(()),
+        Got::Changed | Got::Absent => block_on(cancel, add(store, prefix, day, file)),
     }
 }

@@ -1,27 +1,19 @@
 //! Takes the rows of erased projects out of a stored day: an export from nothing, which keeps what is stored, but for them.
-//! And finds the copies that still have some: the day's file says nothing of them once it was written anew.
 
 pub(crate) mod look;
+pub mod record;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use arrow::array::AsArray;
-use arrow::datatypes::Int32Type;
-use futures::stream::{self, StreamExt, TryStreamExt};
-use parquet::file::metadata::ColumnChunkMetaData;
-use parquet::file::statistics::Statistics;
-
-use crate::archive::erased::{self, Claim};
+use crate::archive::claim::Claim;
+use crate::archive::copies::stale::{TAIL, position_of};
 use crate::archive::export::{ExportOptions, Exported, Progress, export};
 use crate::archive::stored::StoredDay;
 use crate::archive::verify::not_stored;
-use crate::base::error::{Error, Result};
+use crate::base::error::Result;
 use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::runtime::{Cancel, block_on};
-use crate::base::schema::{self, meta};
-use crate::file::footer::Footer;
-use crate::file::position::{Identity, Position};
+use crate::file::position::Identity;
 use crate::scan::cache::{self, Known};
 use crate::source::{BadRows, Sink, Source, Summary};
 use crate::store::Store;
@@ -31,7 +23,7 @@ pub use look::{Found, Look, Which, look, stored_days, stored_owners};
 /// Writes the day again without the rows of erased projects, if it has any.
 ///
 /// # Errors
-/// [`Error::DayNotStored`](Error::NotStored) when there is no file, [`Error::ErasureRefused`] when the file or the list is
+/// [`NotStored`](crate::base::error::Error::NotStored) when there is no file, [`ErasureRefused`](crate::base::error::Error::ErasureRefused) when the file or the list is
 /// another database's than the claim's, otherwise as an export.
 pub fn erase(store: &Store, day: Day, options: &ExportOptions, claim: &Claim, cancel: &Cancel) -> Result<Exported> {
     let key = options.prefix.key(&Scope::Day, day);
@@ -39,7 +31,7 @@ pub fn erase(store: &Store, day: Day, options: &ExportOptions, claim: &Claim, ca
         store,
         key,
         claim,
-        owners: block_on(cancel, owners(store, &options.prefix, claim))?,
+        owners: block_on(cancel, claim.present_owners(store, &options.prefix))?,
     };
     export(&mut nothing, store, day, options, &Progress::default(), cancel)
 }
@@ -47,9 +39,9 @@ pub fn erase(store: &Store, day: Day, options: &ExportOptions, claim: &Claim, ca
 /// Refuses a day that is another database's than the claim's, before anything of it changes.
 ///
 /// # Errors
-/// [`Error::ErasureRefused`].
+/// [`ErasureRefused`](crate::base::error::Error::ErasureRefused).
 pub async fn check_day(store: &Store, prefix: &Prefix, day: Day, claim: &Claim) -> Result<()> {
-    let owners = owners(store, prefix, claim).await?;
+    let owners = claim.present_owners(store, prefix).await?;
     let key = prefix.key(&Scope::Day, day);
     let Known::Present(footer) = cache::load(store, &key, Duration::ZERO, TAIL).await?.known else {
         return Ok(());
@@ -61,146 +53,6 @@ pub async fn check_day(store: &Store, prefix: &Prefix, day: Day, claim: &Claim) 
         &owners,
         position.as_ref().map(|position| &position.identity),
     )
-}
-
-async fn owners(store: &Store, prefix: &Prefix, claim: &Claim) -> Result<Vec<Identity>> {
-    let (erased, _) = erased::known(store, prefix, Duration::ZERO).await?;
-    claim.owners(store, &prefix.erased_key(), &erased.owners)
-}
-
-/// Those of the copies that have rows of erased projects.
-///
-/// # Errors
-/// [`Error::CorruptFile`] for a copy that cannot be read, [`Error::ErasureRefused`] for another database's.
-pub async fn stale_copies(
-    store: &Store,
-    prefix: &Prefix,
-    days: &[Day],
-    scopes: &[Scope],
-    claim: &Claim,
-) -> Result<Vec<(Day, Scope)>> {
-    let (erased, _) = erased::known(store, prefix, Duration::ZERO).await?;
-    if erased.ids.is_empty() || scopes.is_empty() {
-        return Ok(Vec::new());
-    }
-    let owners = &claim.owners(store, &prefix.erased_key(), &erased.owners)?;
-    let copies = days.iter().flat_map(|day| scopes.iter().map(|scope| (*day, scope)));
-    let copies: Vec<(Day, &Scope)> = copies.collect();
-    stream::iter(copies)
-        .map(|(day, scope)| {
-            let ids = erased.ids.clone();
-            async move {
-                let key = prefix.key(scope, day);
-                let stale = has_rows_of(store, &key, day, &ids, claim, owners)
-                    .await
-                    .map_err(|error| error.on_day(day))?;
-                Ok(matches!(stale, Copy::With(_)).then(|| (day, scope.clone())))
-            }
-        })
-        .buffered(LOOKS_AT_ONCE)
-        .try_filter_map(|copy| async { Ok(copy) })
-        .try_collect()
-        .await
-}
-
-/// Deletes those of a day's copies that have rows of erased projects.
-///
-/// # Errors
-/// As [`stale_copies`].
-pub fn drop_stale_copies(store: &Store, prefix: &Prefix, day: Day, scopes: &[Scope], cancel: &Cancel) -> Result<()> {
-    // Whoever wrote them is whose rows they have.
-    let claim = Claim {
-        owner: None,
-        accept_moved: true,
-    };
-    block_on(cancel, async {
-        for (_, scope) in stale_copies(store, prefix, &[day], scopes, &claim).await? {
-            store.delete(&prefix.key(&scope, day)).await?;
-        }
-        Ok(())
-    })
-}
-
-const LOOKS_AT_ONCE: usize = 16;
-/// Holds the footer of all but the largest copies.
-const TAIL: u64 = 64 << 10;
-
-/// What a copy has of erased projects.
-enum Copy {
-    Without,
-    /// The projects, with the slugs that the rows have.
-    With(BTreeMap<i32, BTreeSet<String>>),
-}
-
-async fn has_rows_of(
-    store: &Store,
-    key: &str,
-    day: Day,
-    ids: &[i32],
-    claim: &Claim,
-    owners: &[Identity],
-) -> Result<Copy> {
-    let Known::Present(footer) = cache::load(store, key, Duration::ZERO, TAIL).await?.known else {
-        return Ok(Copy::Without);
-    };
-    if !rows_possible(&footer, ids) {
-        return Ok(Copy::Without);
-    }
-    // An id between those of others is in the statistics' range, and perhaps not in the file.
-    let Some(copy) = StoredDay::read(store, key, day).await? else {
-        return Ok(Copy::Without);
-    };
-    let mut found: BTreeMap<i32, BTreeSet<String>> = BTreeMap::new();
-    for batch in copy.batches() {
-        let batch = batch?;
-        let column = |name| batch.column_by_name(name);
-        let projects = column(schema::PROJECT_ID).and_then(|ids| ids.as_primitive_opt::<Int32Type>());
-        let slugs = column(schema::PROJECT_SLUG).and_then(|slugs| slugs.as_string_opt::<i32>());
-        let (Some(projects), Some(slugs)) = (projects, slugs) else {
-            return Err(Error::internal("a stored batch has no projects"));
-        };
-        for row in 0..batch.num_rows() {
-            if ids.binary_search(&projects.value(row)).is_ok() {
-                let slugs_of = found.entry(projects.value(row)).or_default();
-                if !slugs_of.contains(slugs.value(row)) {
-                    slugs_of.insert(slugs.value(row).to_owned());
-                }
-            }
-        }
-    }
-    if found.is_empty() {
-        return Ok(Copy::Without);
-    }
-    let of_copy = copy.position.as_ref().map(|position| &position.identity);
-    claim.check_file(store, key, owners, of_copy)?;
-    Ok(Copy::With(found))
-}
-
-/// Whether a file can have rows of one of these projects (ids in order), by the statistics of its row groups.
-fn rows_possible(footer: &Footer, ids: &[i32]) -> bool {
-    let column = schema::pageviews().index_of(schema::PROJECT_ID).unwrap_or(usize::MAX);
-    footer.metadata().row_groups().iter().any(|group| {
-        let statistics = group.columns().get(column).and_then(ColumnChunkMetaData::statistics);
-        let (least, most) = match statistics {
-            Some(Statistics::Int32(of)) => (of.min_opt().copied(), of.max_opt().copied()),
-            _ => (None, None),
-        };
-        let first = least.map_or(0, |least| ids.partition_point(|id| *id < least));
-        ids.get(first).is_some_and(|id| most.is_none_or(|most| *id <= most))
-    })
-}
-
-/// Where in a database's history a file is from, if it says so.
-fn position_of(key: &str, footer: &Footer) -> Result<Option<Position>> {
-    let pairs = footer.metadata().file_metadata().key_value_metadata();
-    pairs
-        .into_iter()
-        .flatten()
-        .find(|pair| pair.key == meta::POSITION)
-        .and_then(|pair| pair.value.as_deref())
-        .map(str::parse)
-        .transpose()
-        .map_err(|error| Error::corrupt(key, error))
 }
 
 /// A source without rows that says of itself what the stored file says of its source.

@@ -12,26 +12,25 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 
 use crate::archive::copies::CopyFile;
-use crate::archive::erase::drop_stale_copies;
+use crate::archive::copies::stale::drop_stale_copies;
 pub use options::{ExportOptions, Exported, OnConflict, Outcome, Planned, Progress};
 use reconcile::{Rows, Stored};
 use write::Finished;
 
 use crate::archive::deleted;
-use crate::archive::erased::{self, Erased};
 use crate::archive::merge::{Conflict, without, without_ids};
 use crate::archive::publish::{check_size, interrupted_publish, publish};
-use crate::archive::restore::is_back;
-use crate::archive::stored::{StoredDay, id_column};
+use crate::archive::stored::StoredDay;
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Scope};
 use crate::base::runtime::{Cancel, block_on};
 use crate::base::schema::meta;
 use crate::base::steps::{Step, reached};
-use crate::file::rows::{RowIndexBuilder, check_ids};
+use crate::file::rows::{RowIndexBuilder, check_ids, id_column};
 use crate::file::sort::Sorter;
 use crate::file::tally::Tally;
 use crate::file::writer::Written;
+use crate::scan::erased::{self, Erased};
 use crate::source::{Source, Summary};
 use crate::store::{Store, Write};
 
@@ -241,7 +240,7 @@ impl Export<'_> {
             block_on(self.cancel, deleted::remove(self.store, &self.options.prefix, self.day))?;
         } else if was_deleted && merged.remaining.is_none() && summary.counted.is_some() {
             let prefix = &self.options.prefix;
-            is_back(self.store, prefix, self.day, &etag, &file.tally, self.cancel)?;
+            deleted::is_back(self.store, prefix, self.day, &etag, &file.tally, self.cancel)?;
         }
         let url = self.store.url_of(key);
         log::info!(

@@ -6,13 +6,13 @@ use arrow::buffer::BooleanBuffer;
 use arrow::compute::filter_record_batch;
 use arrow::datatypes::Int32Type;
 
-use crate::archive::stored::{StoredDay, id_column};
+use crate::archive::stored::StoredDay;
 use crate::base::error::{Error, Result};
 use crate::base::runtime::Cancel;
 use crate::base::schema;
 use crate::file::position::{Identity, Position, Stale};
 use crate::file::remaining::Remaining;
-use crate::file::rows::{Match, RowIndex};
+use crate::file::rows::{Match, RowIndex, id_column};
 use crate::file::tally::Tally;
 use crate::source::{Elsewhere, LeftRow};
 

@@ -18,7 +18,6 @@ use arrow::array::RecordBatchIterator;
 use arrow::error::ArrowError;
 
 use crate::archive::deleted;
-use crate::archive::erased;
 use crate::archive::export::ExportOptions;
 use crate::archive::merge::{differs, without};
 use crate::archive::stamp::{earlier, publish_over, stamp};
@@ -31,12 +30,12 @@ use crate::base::schema;
 use crate::file::remaining::Remaining;
 use crate::file::sort::Sorter;
 use crate::file::spool::Spool;
-use crate::file::tally::Tally;
 use crate::file::writer::{DayWriter, FileFacts, Written};
+use crate::scan::erased;
 use crate::source::arrow::Stream;
 use crate::source::postgres::PostgresSource;
 use crate::source::{BadRows, Source};
-use crate::store::{Got, IfVersion, Part, Store};
+use crate::store::Store;
 
 /// How often a file that others write meanwhile is looked at again, once the rows are there.
 const ROUNDS: u32 = 4;
@@ -160,7 +159,7 @@ pub fn finish(
                 Err(error) => return Err(error),
                 Ok(found) => {
                     if ours && whole {
-                        is_back(store, prefix, day, &found.etag, &file.tally, cancel)?;
+                        deleted::is_back(store, prefix, day, &found.etag, &file.tally, cancel)?;
                     }
                     return Ok(found);
                 }
@@ -168,17 +167,6 @@ pub fn finish(
         }
     };
     finishing().map_err(|error: Error| error.on_day(day))
-}
-
-/// Takes a day off the list of those of which rows were deleted: the table has all rows of this version of its file.
-pub fn is_back(store: &Store, prefix: &Prefix, day: Day, etag: &str, file: &Tally, cancel: &Cancel) -> Result<()> {
-    block_on(cancel, deleted::remove(store, prefix, day))?;
-    // A deletion that has begun since may have found the day on the list. It has changed the file before it looked there.
-    let version = IfVersion::Is(etag.to_owned());
-    match block_on(cancel, store.get(&prefix.key(&Scope::Day, day), Part::Tail(1), version))? {
-        Got::Found(_) | Got::Same => Ok(()),
-        Got::Changed | Got::Absent => block_on(cancel, deleted::add(store, prefix, day, file)),
-    }
 }
 
 /// The day's file, if it is this version.

@@ -3,8 +3,7 @@
 
 use std::collections::HashMap;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::Int64Type;
+use arrow::array::AsArray;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use parquet::file::metadata::ParquetMetaData;
@@ -16,7 +15,7 @@ use crate::base::schema::{self, meta};
 use crate::file::footer::{Footer, Parsed};
 use crate::file::position::Position;
 use crate::file::remaining::Remaining;
-use crate::file::rows::check_ids;
+use crate::file::rows::{check_ids, id_column};
 use crate::file::sort::BATCH_ROWS;
 use crate::file::tally::Tally;
 use crate::file::writer::sha256;
@@ -184,14 +183,6 @@ impl StoredDay {
         }
         Ok(found)
     }
-}
-
-pub fn id_column(batch: &RecordBatch) -> Result<Vec<i64>> {
-    batch
-        .column_by_name(schema::ID)
-        .and_then(|column| column.as_primitive_opt::<Int64Type>())
-        .map(|ids| ids.values().to_vec())
-        .ok_or_else(|| Error::internal("a batch without id"))
 }
 
 fn mismatch(store: &Store, key: &str, why: &str) -> Error {

@@ -4,12 +4,12 @@ use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 
-use crate::archive::stored::{StoredDay, id_column};
+use crate::archive::stored::StoredDay;
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::runtime::{Cancel, block_on};
 use crate::file::position::Position;
-use crate::file::rows::{Match, RowIndexBuilder};
+use crate::file::rows::{Match, RowIndexBuilder, id_column};
 use crate::file::tally::Tally;
 use crate::source::{BadRows, Elsewhere, LeftRow, Source};
 use crate::store::Store;

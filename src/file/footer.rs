@@ -23,7 +23,6 @@ use parquet::file::statistics::Statistics;
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, day_of};
 use crate::base::schema;
-use crate::scan::plan::GroupPlan;
 
 /// Magic and length at the end of every Parquet file.
 const TAIL: usize = 8;
@@ -435,4 +434,19 @@ fn check_pages(metadata: &ParquetMetaData) -> Result<(), Fault> {
         }
     }
     Ok(())
+}
+
+/// The rows of a row group that can matter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupPlan {
+    /// Number of the row group in its file.
+    pub group: usize,
+    /// Ranges of rows, in order, apart and not empty.
+    pub rows: Vec<Range<u64>>,
+}
+
+impl GroupPlan {
+    pub fn selected(&self) -> u64 {
+        self.rows.iter().map(|range| range.end - range.start).sum()
+    }
 }

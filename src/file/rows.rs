@@ -78,6 +78,15 @@ impl RowIndexBuilder {
     }
 }
 
+/// The ids of a batch.
+pub fn id_column(batch: &RecordBatch) -> Result<Vec<i64>> {
+    batch
+        .column_by_name(schema::ID)
+        .and_then(|column| column.as_primitive_opt::<Int64Type>())
+        .map(|ids| ids.values().to_vec())
+        .ok_or_else(|| Error::internal("a batch without id"))
+}
+
 /// Sorts the ids.
 ///
 /// # Errors

@@ -18,9 +18,9 @@ use crate::base::error::{Error, Result};
 use crate::base::keys::Day;
 use crate::base::runtime::Cancel;
 use crate::base::schema;
-use crate::source::Slugs;
 
 use merge::Merge;
+pub use slugs::Slugs;
 use slugs::{Codes, Ranks};
 use spill::{Run, Unsorted};
 

@@ -8,10 +8,12 @@ use chrono::{NaiveDate, SecondsFormat};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
+use crate::archive::claim::Claim;
 use crate::archive::copies::CopyPlan;
+use crate::archive::copies::stale;
 use crate::archive::delete::{self, DeleteOptions, DeleteProgress};
+use crate::archive::erase::record;
 use crate::archive::erase::{self, Which};
-use crate::archive::erased::{self, Claim};
 use crate::archive::export::{self, ExportOptions, Exported, OnConflict, Planned, Progress};
 use crate::archive::verify::{self, Verified};
 use crate::base::error::{Error, Result};
@@ -21,6 +23,7 @@ use crate::file::footer::MAX_GROUP_ROWS;
 use crate::file::position::{Identity, Relation};
 use crate::file::sort::SortOptions;
 use crate::file::tally::Tally;
+use crate::scan::erased;
 use crate::source::postgres::deletion::Limits;
 use crate::source::{BadRows, LeftRow};
 
@@ -240,7 +243,7 @@ pub fn erase_projects(
 ) -> PyResult<Vec<i32>> {
     let (prefix, claim) = (prefix.parse().or_raise()?, claim(owner, accept_moved_database));
     run_quietly(py, |cancel| {
-        block_on(cancel, erased::add(&store.inner, &prefix, &projects, &claim))
+        block_on(cancel, record::add(&store.inner, &prefix, &projects, &claim))
     })
 }
 
@@ -257,7 +260,7 @@ pub fn unerase_projects(
 ) -> PyResult<Vec<i32>> {
     let (prefix, claim) = (prefix.parse().or_raise()?, claim(owner, accept_moved_database));
     run_quietly(py, |cancel| {
-        block_on(cancel, erased::remove(&store.inner, &prefix, &projects, &claim))
+        block_on(cancel, record::remove(&store.inner, &prefix, &projects, &claim))
     })
 }
 
@@ -272,7 +275,7 @@ pub fn check_erasure(
 ) -> PyResult<()> {
     let (prefix, claim) = (prefix.parse().or_raise()?, claim(owner, accept_moved_database));
     run_quietly(py, |cancel| {
-        block_on(cancel, erased::check(&store.inner, &prefix, &claim))
+        block_on(cancel, record::check(&store.inner, &prefix, &claim))
     })
 }
 
@@ -350,7 +353,7 @@ pub fn days_with_erased_copies(
     let stale = run_quietly(py, |cancel| {
         block_on(
             cancel,
-            erase::stale_copies(&store.inner, &prefix, &days, &scopes, &claim),
+            stale::stale_copies(&store.inner, &prefix, &days, &scopes, &claim),
         )
     })?;
     let mut found: Vec<NaiveDate> = stale.into_iter().map(|(day, _)| day.date()).collect();
@@ -451,7 +454,7 @@ pub fn erase_from_day<'py>(
         // First, so that a copy is found again after a crash: as long as the day's file has the rows.
         let stale = block_on(
             cancel,
-            erase::stale_copies(&store.inner, &options.prefix, &[day], &scopes, &claim),
+            stale::stale_copies(&store.inner, &options.prefix, &[day], &scopes, &claim),
         )?;
         for (_, scope) in &stale {
             block_on(cancel, store.inner.delete(&options.prefix.key(scope, day)))?;

@@ -24,8 +24,9 @@ use crate::base::error::{Error, Result};
 use crate::base::keys::Day;
 use crate::base::schema;
 use crate::engine::Batches;
+use crate::file::footer::GroupPlan;
 use crate::file::footer::{Footer, rows};
-use crate::scan::plan::{Filter, GroupPlan};
+use crate::scan::plan::Filter;
 
 /// The parts of an object that are in memory.
 #[derive(Debug, Clone, Default)]

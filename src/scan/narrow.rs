@@ -17,7 +17,8 @@ use super::version::Version;
 use crate::base::error::{Error, Result};
 use crate::base::schema;
 use crate::file::footer::Footer;
-use crate::scan::plan::{self, Filter, GroupPlan};
+use crate::file::footer::GroupPlan;
+use crate::scan::plan::{self, Filter};
 
 /// Rows that lie so close are read as one range.
 const CLOSE: u64 = 1024;

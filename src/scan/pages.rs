@@ -19,8 +19,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use super::decode::Sparse;
 use super::delta;
 use crate::base::schema;
-use crate::file::footer::{rows, shape};
-use crate::scan::plan::GroupPlan;
+use crate::file::footer::{GroupPlan, rows, shape};
 
 /// Ten times what the writer puts into a page.
 const MAX_PAGE_BYTES: u64 = 64 << 20;

@@ -11,7 +11,7 @@ use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::statistics::Statistics;
 
 use crate::base::schema;
-use crate::file::footer::{Footer, rows};
+use crate::file::footer::{Footer, GroupPlan, rows};
 
 /// Which rows of a file a question is about; a row has to pass every part that is given.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,21 +107,6 @@ impl Filter {
             });
         }
         conditions
-    }
-}
-
-/// The rows of a row group that can matter.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GroupPlan {
-    /// Number of the row group in its file.
-    pub group: usize,
-    /// Ranges of rows, in order, apart and not empty.
-    pub rows: Vec<Range<u64>>,
-}
-
-impl GroupPlan {
-    pub fn selected(&self) -> u64 {
-        self.rows.iter().map(|range| range.end - range.start).sum()
     }
 }
 

@@ -8,8 +8,9 @@ use bytes::Bytes;
 
 use super::Context;
 use crate::file::footer::Footer;
+use crate::file::footer::GroupPlan;
 use crate::scan::cache::{How, Known};
-use crate::scan::plan::{self, GroupPlan};
+use crate::scan::plan;
 
 /// One version of a day's file, or its absence, and what of it can matter.
 pub(super) struct Version {

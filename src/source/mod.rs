@@ -4,7 +4,6 @@
 pub mod arrow;
 pub mod postgres;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use ::arrow::array::{AsArray, RecordBatch};
@@ -16,6 +15,7 @@ use crate::base::keys::Day;
 use crate::base::runtime::Cancel;
 use crate::base::schema;
 use crate::file::position::Position;
+pub use crate::file::sort::Slugs;
 use crate::file::tally::Tally;
 
 /// Takes a source's batches: either [`crate::base::schema::pageviews`] whole, or [`crate::base::schema::facts`]
@@ -131,10 +131,4 @@ impl Elsewhere {
             && self.project_id == projects.map(|projects| projects.value(row))
             && self.path.as_deref() == paths.map(|paths| paths.value(row))
     }
-}
-
-#[derive(Debug, Clone, Default)]
-pub struct Slugs {
-    pub projects: HashMap<i32, String>,
-    pub versions: HashMap<i32, String>,
 }

@@ -9,8 +9,9 @@ use parquet::file::properties::EnabledStatistics;
 use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::base::schema;
 use parquet_analytics::file::footer::Footer;
+use parquet_analytics::file::footer::GroupPlan;
 use parquet_analytics::scan::cache::{self, Known};
-use parquet_analytics::scan::plan::{Filter, GroupPlan, coalesce, ranges, select};
+use parquet_analytics::scan::plan::{Filter, coalesce, ranges, select};
 use proptest::prelude::*;
 
 use crate::files::{Layout, put, store};

@@ -8,14 +8,15 @@ use arrow::array::AsArray;
 use arrow::datatypes::{Date32Type, Int32Type};
 use futures::stream::{self, StreamExt, TryStreamExt};
 
-use super::{Copy, has_rows_of, position_of, rows_possible};
-use crate::archive::erased::{self, Claim, Ids};
+use crate::archive::claim::Claim;
+use crate::archive::copies::stale::{Copy, has_rows_of, position_of, rows_possible};
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, ORGANIZATIONS, PROJECTS, Prefix, Scope, Slug};
 use crate::base::runtime::{Cancel, block_on};
 use crate::base::schema;
 use crate::file::position::Identity;
 use crate::scan::cache::{self, Known};
+use crate::scan::erased::{self, Ids};
 use crate::scan::plan::Filter;
 use crate::scan::{Options, Scan};
 use crate::store::Store;

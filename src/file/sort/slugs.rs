@@ -99,6 +99,13 @@ impl Codes {
     }
 }
 
+/// Slugs by the ids that they belong to.
+#[derive(Debug, Clone, Default)]
+pub struct Slugs {
+    pub projects: HashMap<i32, String>,
+    pub versions: HashMap<i32, String>,
+}
+
 /// Slugs in byte order; rank 0 is null.
 pub struct Ranks {
     of_code: Vec<u32>,

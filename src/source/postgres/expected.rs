@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use arrow::array::{BooleanBufferBuilder, RecordBatch};
 
-use crate::archive::stored::id_column;
 use crate::base::error::Result;
+use crate::file::rows::id_column;
 
 /// Which of the expected ids were among the rows.
 pub struct Seen {

@@ -13,7 +13,7 @@ use crate::file::position::{Identity, Relation};
 /// The version of the object's form; a newer one is refused.
 const FORMAT: u64 = 1;
 /// An object above this is no list of ours. It holds some 800,000 projects.
-pub(super) const LARGEST: usize = 16 << 20;
+pub const LARGEST: usize = 16 << 20;
 /// The latest of so many have slug and time beside the id, some 100 bytes; earlier ones the id alone.
 const DETAILED: usize = 10_000;
 
@@ -25,7 +25,7 @@ const OWNERS: &str = "owners";
 
 /// What the object says.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct List {
+pub struct List {
     /// What is recorded of each project, by id.
     pub projects: BTreeMap<i32, Map<String, Value>>,
     /// Whose ids these are: the last is the present database, and those before were said to hold the same data.
