@@ -127,9 +127,13 @@ fn a_write_that_got_lost_without_effect_is_sent_again_under_the_same_condition()
 #[test]
 fn what_cannot_be_found_out_is_called_unknown() {
     let denied = || response("403 Forbidden", &[], "<Error><Code>AccessDenied</Code></Error>");
+    let busy = || failing("503 Slow Down");
     for answers in [
         // It may still arrive.
         vec![nothing(), missing(), nothing(), missing(), nothing(), missing()],
+        // So may one of them, whatever the store has said of the others.
+        vec![nothing(), missing(), busy(), missing(), busy(), missing()],
+        vec![busy(), missing(), busy(), missing(), nothing(), missing()],
         vec![nothing(), denied()],
         vec![refused(), denied()],
         vec![failing("500 Internal Server Error")],
