@@ -165,6 +165,22 @@ def test_batches_are_transactions_of_their_own_and_a_deletion_can_be_broken_off_
     assert (result["deleted"], result["batches"], left(database)) == (kept, 8, [])
 
 
+def test_rows_that_no_file_can_hold_stay_and_are_counted(place: Place, filled: str) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    late = LATE.replace("200", "100000")
+    execute(filled, "UPDATE analytics_pageview SET status = 100000 WHERE id = 1", late)
+    result = exporter.delete_exported_pageviews(DAY)
+    assert {name: result[name] for name in ("deleted", "changed_ids", "late", "left")} == {
+        "deleted": 2,
+        "changed_ids": [1],
+        "late": 0,
+        "left": 2,
+    }
+    assert left(filled) == [1, 4, 9]
+    assert metadata(place)["remaining"] == "1"
+
+
 def test_a_rate_and_a_pause_hold_the_deletion_back(place: Place, database: str) -> None:
     SampleData(rows_per_day=1_000, projects=20, growth=0, weekly_rhythm=False).load_postgres(database, DAY, DAY)
     exporter = place.exporter(database)
