@@ -43,11 +43,8 @@ pub(super) fn refuse_rows_of_other_days(
 ) -> Result<()> {
     let day = stored.day;
     let suspects = block_on(cancel, suspects(store, prefix, day, rows))?;
-    let mut found = shared(store, prefix, &suspects, rows, cancel)?;
-    for ids in found.values_mut() {
-        ids.retain(|id| !is_gone(stored.remaining.as_ref(), *id));
-    }
-    found.retain(|_, ids| !ids.is_empty());
+    let may_go = |id| rows.has(id) && !is_gone(stored.remaining.as_ref(), id);
+    let mut found = shared(store, prefix, &suspects, may_go, cancel)?;
     if !found.is_empty() {
         let ids: Vec<i64> = found.values().flatten().copied().collect();
         let present = block_on(cancel, deleter.present(&ids))?;
@@ -130,12 +127,12 @@ fn said<'a>(footer: &'a Footer, name: &str) -> Option<&'a str> {
         .and_then(|pair| pair.value.as_deref())
 }
 
-/// The rows that these days' files have too, by day.
+/// The rows that these days' files have too, of those that may go, by day.
 fn shared(
     store: &Store,
     prefix: &Prefix,
     days: &BTreeMap<Day, Option<Remaining>>,
-    rows: &RowIndex,
+    may_go: impl Fn(i64) -> bool,
     cancel: &Cancel,
 ) -> Result<BTreeMap<Day, Vec<i64>>> {
     let mut found: BTreeMap<Day, Vec<i64>> = BTreeMap::new();
@@ -158,7 +155,7 @@ fn shared(
         let ids = batch.column(0).as_primitive_opt::<Int64Type>().ok_or_else(wrong)?;
         let dates = batch.column(1).as_primitive_opt::<Date32Type>().ok_or_else(wrong)?;
         for (id, date) in ids.values().iter().zip(dates.values()) {
-            if !rows.has(*id) {
+            if !may_go(*id) {
                 continue;
             }
             let day = Day::from_date32(*date).ok_or_else(wrong)?;

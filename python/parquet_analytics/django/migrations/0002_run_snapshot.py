@@ -23,9 +23,4 @@ class Migration(migrations.Migration):
                 null=True,
             ),
         ),
-        migrations.AddField(
-            model_name="run",
-            name="moved",
-            field=models.BigIntegerField(help_text="Rows of the file that live on another date.", null=True),
-        ),
     ]
