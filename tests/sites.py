@@ -21,6 +21,7 @@ from django.test import override_settings
 from parquet_analytics import SampleData
 from parquet_analytics.demo import site
 
+from tests import clock  # noqa: F401 - the site lives by it
 from tests.archives import Place
 from tests.services import Postgres
 

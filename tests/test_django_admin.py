@@ -17,11 +17,11 @@ from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.models import Run
 
 from tests import sites
+from tests.clock import TODAY
 from tests.services.workspace import free_port
 from tests.sites import export
 from tests.torture.proxies import wait_until
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 STATUS = "/admin/parquet_analytics/run/status/"
 LIST = "/admin/parquet_analytics/run/"
 

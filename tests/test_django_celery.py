@@ -24,10 +24,10 @@ from parquet_analytics.django.ledger import Ledger, runs
 from parquet_analytics.django.models import Run
 
 from tests import sites
+from tests.clock import TODAY
 from tests.services import Valkey
 from tests.sites import DAY, NEXT, export, rows_in
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 EXPORT = "parquet_analytics.export_pageviews_to_parquet"
 BACKFILL = "parquet_analytics.backfill_pageviews_to_parquet"
 DELETE = "parquet_analytics.delete_exported_pageviews"

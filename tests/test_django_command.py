@@ -25,11 +25,11 @@ from parquet_analytics.django.ledger import Ledger, runs
 from parquet_analytics.django.models import Run
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import DAY, NEXT, export, rows_in
 from tests.torture.proxies import Armed, S3Proxy
 
 KEY = "analytics/pageviews/2026/07/01/pageviews_2026-07-01.parquet"
-TODAY = datetime.datetime.now(datetime.UTC).date()
 YESTERDAY = TODAY - datetime.timedelta(days=1)
 
 

@@ -19,9 +19,9 @@ from parquet_analytics.exceptions import DeletionRefused
 from parquet_analytics.querier import Question
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import export
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 YESTERDAY = TODAY - datetime.timedelta(days=1)
 
 

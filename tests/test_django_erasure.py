@@ -31,10 +31,10 @@ from parquet_analytics.django.status import status
 from parquet_analytics.exceptions import ConfigurationError, CorruptFile, DayIsTaken, PermissionDenied, StoreError
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import DAY, NEXT, export
 from tests.torture.proxies import Response, S3Proxy, forward
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 LIST = "analytics/pageviews/_erased/projects.json"
 
 

@@ -23,9 +23,9 @@ from parquet_analytics.django.status import status
 from parquet_analytics.exceptions import BadRow
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import export
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 FIRST_OF_LOOKBACK = TODAY - datetime.timedelta(days=7)
 
 

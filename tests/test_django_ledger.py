@@ -21,9 +21,8 @@ from parquet_analytics.django.tasks import export_pageviews_to_parquet
 from parquet_analytics.exceptions import BadRow, DayIsTaken
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import DAY, NEXT
-
-TODAY = datetime.datetime.now(datetime.UTC).date()
 
 
 @pytest.fixture(autouse=True)

@@ -26,11 +26,11 @@ from parquet_analytics.django.source import ModelSource, configured_source
 from parquet_analytics.exceptions import ConfigurationError, StaleSnapshot
 
 from tests import sites
+from tests.clock import TODAY
 from tests.services import PgBouncer, Postgres, Standby
 from tests.sites import DAY, NEXT, export
 
 UTC = datetime.UTC
-TODAY = datetime.datetime.now(UTC).date()
 
 
 class Domain(models.Model):

@@ -19,8 +19,8 @@ from parquet_analytics.django.runs import delete_day, export_day, exporter
 from parquet_analytics.exceptions import DatabaseError, DeletionRefused, InvalidInput
 
 from tests import sites
+from tests.clock import TODAY
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 FIRST, OLD, NEW = (TODAY - datetime.timedelta(days=number) for number in (8, 5, 3))
 VIEWS = sum(range(20))
 

@@ -22,9 +22,8 @@ from parquet_analytics.django.status import status
 from parquet_analytics.exceptions import DayIsTaken
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import DAY
-
-TODAY = datetime.datetime.now(datetime.UTC).date()
 
 
 def ago(number: int) -> datetime.date:

@@ -23,9 +23,8 @@ from parquet_analytics.django.status import status
 from parquet_analytics.exceptions import DayHasNoRows
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import DAY, export
-
-TODAY = datetime.datetime.now(datetime.UTC).date()
 
 POSTGRESQL = ["NULL", "'-infinity'", "'infinity'", "'20000-01-01'", "'1969-12-31'", "'0044-03-15 BC'", "'2100-01-01'"]
 SQLITE = [

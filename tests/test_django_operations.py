@@ -21,11 +21,10 @@ from parquet_analytics.django.models import Erasure, Run
 from parquet_analytics.django.runs import due_days, exporter
 
 from tests import sites
+from tests.clock import TODAY
 from tests.services import Postgres, Standby
 from tests.sites import DAY, NEXT, export, rows_in
 from tests.torture.proxies import Request, Response, S3Proxy, forward
-
-TODAY = datetime.datetime.now(datetime.UTC).date()
 
 
 def ago(number: int) -> datetime.date:

@@ -26,9 +26,8 @@ from parquet_analytics.exceptions import InvalidInput, QueryError, StoreError
 
 from tests import sites
 from tests.archives import ORDER, SELECT
+from tests.clock import TODAY
 from tests.sites import export
-
-TODAY = datetime.datetime.now(datetime.UTC).date()
 
 
 def ago(number: int) -> datetime.date:

@@ -18,8 +18,8 @@ from parquet_analytics.django.runs import delete_day, export_day
 
 from tests import sites
 from tests.archives import SCHEMA, Place, execute, rows_of
+from tests.clock import TODAY
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 KINDS = ("archived", "deleted", "live", "missing", "empty", "unverified")
 
 Ask = Callable[..., list[tuple[Any, ...]]]

@@ -26,10 +26,9 @@ from parquet_analytics.exceptions import InvalidInput
 
 from tests import sites
 from tests.archives import Place, rows_of
+from tests.clock import TODAY
 from tests.sites import export
 from tests.torture.proxies import Response, S3Proxy, forward
-
-TODAY = datetime.datetime.now(datetime.UTC).date()
 
 
 def ago(number: int) -> datetime.date:

@@ -25,10 +25,10 @@ from parquet_analytics.django.runs import delete_day, export_day, exporter
 from parquet_analytics.exceptions import DayNotStored, DeletionRefused, ErasureRefused, InvalidInput, StaleSnapshot
 
 from tests import sites
+from tests.clock import TODAY
 from tests.services import Postgres
 from tests.test_torture import SEED
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 DAYS = [TODAY - datetime.timedelta(days=number) for number in range(9, -1, -1)]
 SLUGS = "abc"
 # Projects are renamed to any of these; whoever gets views below one of the others is a new project.

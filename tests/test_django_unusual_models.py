@@ -22,9 +22,9 @@ from parquet_analytics.django.source import ModelSource
 from parquet_analytics.exceptions import ConfigurationError
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import DAY, export
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 YESTERDAY = TODAY - datetime.timedelta(days=1)
 
 

@@ -15,9 +15,9 @@ from parquet_analytics.exceptions import DayLost
 
 from tests import sites
 from tests.archives import saying
+from tests.clock import TODAY
 from tests.sites import export, run
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 DAY = TODAY - datetime.timedelta(days=20)
 ROWS = 20
 VIEWS = sum(range(ROWS))

@@ -19,9 +19,9 @@ from parquet_analytics.django.shadow import ShadowQuerier, shadow
 from parquet_analytics.exceptions import InvalidInput
 
 from tests import sites
+from tests.clock import TODAY
 from tests.sites import export
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 DAYS = [TODAY - datetime.timedelta(days=number) for number in range(8, -1, -1)]
 SPECIAL = sites.SAMPLE.special_projects()
 

@@ -18,9 +18,9 @@ from parquet_analytics.exceptions import InvalidInput
 
 from tests import sites
 from tests.archives import Place
+from tests.clock import TODAY
 from tests.sites import export
 
-TODAY = datetime.datetime.now(datetime.UTC).date()
 DAY = datetime.timedelta(days=1)
 MISTYPED = [
     ("0206-07-01", None),
