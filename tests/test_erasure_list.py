@@ -154,6 +154,24 @@ def test_a_list_that_cannot_be_read_back_is_unknown(place: Place, proxy: S3Proxy
     assert place.exporter(views()).erased_projects() == [2]
 
 
+def test_what_the_list_has_already_is_not_written_again(place: Place, proxy: S3Proxy) -> None:
+    asked: list[str] = []
+
+    def noting(address: str, request: Request) -> Response:
+        asked.append(request.method)
+        return forward(address, request)
+
+    proxy.rewrite = noting
+    exporter = behind(place, proxy)
+    assert exporter.unerase_projects([2]) == []
+    assert set(asked) == {"GET"}
+    assert exporter.erase_project(2) is True
+    assert asked.count("PUT") == 1
+    assert exporter.erase_project(2) is False
+    assert exporter.unerase_projects([3]) == []
+    assert asked.count("PUT") == 1
+
+
 def test_who_may_not_list_hears_which_right_is_missing(place: Place, proxy: S3Proxy) -> None:
     def denying(address: str, request: Request) -> Response:
         if "list-type" in request.path:

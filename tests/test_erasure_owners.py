@@ -145,6 +145,19 @@ def test_a_move_that_is_acknowledged_goes_on_with_the_same_list(place: Place, ou
     assert place.exporter(ours).erase_project(96) is True
 
 
+def test_who_has_no_database_can_acknowledge_too(place: Place, ours: str) -> None:
+    """A source of rows that cannot say whose they are: the list stays its owner's."""
+    place.exporter(ours).export_daily_pageviews(DAY)
+    place.exporter(ours).erase_project(99)
+    nobody = place.exporter(views())
+    with pytest.raises(ErasureRefused, match="no database says"):
+        nobody.erase_project(98)
+    assert nobody.erase_project(98, accept_moved_database=True) is True
+    assert listed(place)["owners"] == [PostgresSource(ours).identity()]
+    with pytest.raises(ErasureRefused, match="no database says"):
+        nobody.erase_project(97)
+
+
 def test_days_alone_can_be_acknowledged_too(place: Place, ours: str, theirs: str) -> None:
     place.exporter(ours).export_daily_pageviews(DAY)
     assert place.exporter(theirs).erase_project(99, accept_moved_database=True) is True

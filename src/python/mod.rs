@@ -2,8 +2,10 @@
 //! values, call the core on a thread of its own, map the error. Arguments are checked and explained in the
 //! Python package above it.
 
+mod delete;
+mod erase;
 mod errors;
-mod exporter;
+mod export;
 mod querier;
 mod restorer;
 mod run;
@@ -46,22 +48,22 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(check_day, module)?)?;
     module.add_function(wrap_pyfunction!(check_slug, module)?)?;
     module.add_function(wrap_pyfunction!(check_prefix, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::parquet_path, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::plan_export, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::export_day, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::verify_day, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::delete_day, module)?)?;
+    module.add_function(wrap_pyfunction!(export::parquet_path, module)?)?;
+    module.add_function(wrap_pyfunction!(export::plan_export, module)?)?;
+    module.add_function(wrap_pyfunction!(export::export_day, module)?)?;
+    module.add_function(wrap_pyfunction!(export::verify_day, module)?)?;
+    module.add_function(wrap_pyfunction!(delete::delete_day, module)?)?;
     module.add_function(wrap_pyfunction!(restorer::read_for_restoration, module)?)?;
     module.add_function(wrap_pyfunction!(restorer::prepare_restoration, module)?)?;
     module.add_function(wrap_pyfunction!(restorer::finish_restoration, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::erase_projects, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::unerase_projects, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::check_erasure, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::erased_projects, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::erased_rows, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::stored_days, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::erase_from_day, module)?)?;
-    module.add_function(wrap_pyfunction!(exporter::days_with_erased_copies, module)?)?;
+    module.add_function(wrap_pyfunction!(erase::erase_projects, module)?)?;
+    module.add_function(wrap_pyfunction!(erase::unerase_projects, module)?)?;
+    module.add_function(wrap_pyfunction!(erase::check_erasure, module)?)?;
+    module.add_function(wrap_pyfunction!(erase::erased_projects, module)?)?;
+    module.add_function(wrap_pyfunction!(erase::erased_rows, module)?)?;
+    module.add_function(wrap_pyfunction!(erase::stored_days, module)?)?;
+    module.add_function(wrap_pyfunction!(erase::erase_from_day, module)?)?;
+    module.add_function(wrap_pyfunction!(erase::days_with_erased_copies, module)?)?;
     module.add_class::<store::PyStore>()?;
     module.add_class::<sources::PyPostgresSource>()?;
     module.add_class::<sample::PySample>()?;
