@@ -9,15 +9,17 @@ from parquet_analytics.django import days
 # Processes that tests start live on the same day.
 _NAME = "PARQUET_ANALYTICS_TEST_TODAY"
 
-TODAY = datetime.date.fromisoformat(
-    os.environ.setdefault(_NAME, datetime.datetime.now(datetime.UTC).date().isoformat())
-)
-_LAST_MOMENT = datetime.datetime.combine(TODAY, datetime.time.max, datetime.UTC)
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
 
 
-def now() -> datetime.datetime:
-    """The time of day, which stands still at midnight."""
-    return min(datetime.datetime.now(datetime.UTC), _LAST_MOMENT)
+TODAY = datetime.date.fromisoformat(os.environ.setdefault(_NAME, _today().isoformat()))
 
 
-days.now = now
+def _install() -> None:
+    today = days.today
+    days.today = lambda: today() - (_today() - TODAY)
+
+
+_install()

@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 from parquet_analytics import ParquetAnalyticsExporter
-from parquet_analytics.exceptions import CommitStateUnknown, CorruptFile, PermissionDenied, VerificationFailed
+from parquet_analytics.exceptions import (
+    CommitStateUnknown,
+    ConfigurationError,
+    CorruptFile,
+    PermissionDenied,
+    VerificationFailed,
+)
 
 from tests.archives import DAY, Place, saying, views
 from tests.torture.proxies import Request, Response, S3Proxy, forward
@@ -152,6 +158,27 @@ def test_a_list_that_cannot_be_read_back_is_unknown(place: Place, proxy: S3Proxy
     with pytest.raises(CommitStateUnknown, match=saying(LIST, "s3:GetObject")):
         behind(place, proxy).erase_project(2)
     assert place.exporter(views()).erased_projects() == [2]
+
+
+def test_a_list_is_never_longer_than_readers_take(place: Place) -> None:
+    """To the byte, so that no list is written that nobody can read."""
+
+    def padded(length: int) -> None:
+        place.write(LIST, json.dumps({"format": 1, "projects": [], "later": "x" * length}).encode())
+
+    exporter = place.exporter(views())
+    padded(0)
+    exporter.erase_project(2)
+    longest = 2**24 - len(place.read(LIST))
+    padded(longest)
+    assert exporter.erase_project(2) is True
+    assert len(place.read(LIST)) == 2**24
+    assert exporter.erased_projects() == [2]
+    padded(longest + 1)
+    before = place.read(LIST)
+    with pytest.raises(ConfigurationError, match=saying(LIST, "is full", "no backup can bring back")):
+        exporter.erase_project(2)
+    assert place.read(LIST) == before
 
 
 def test_what_the_list_has_already_is_not_written_again(place: Place, proxy: S3Proxy) -> None:

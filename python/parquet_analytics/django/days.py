@@ -47,7 +47,7 @@ def is_whole(day: datetime.date, snapshot_at: datetime.datetime | None, started_
 def last_finished() -> datetime.date:
     """The newest day that has been over for GRACE_MINUTES."""
     grace = datetime.timedelta(minutes=settings.GRACE_MINUTES)
-    day = today()
+    day = today() - _DAY
     while end_of(day) + grace > now():
         day -= _DAY
     return day
