@@ -130,7 +130,7 @@ def test_a_store_that_ignores_a_condition_on_reads_is_named_and_not_trusted_with
 
 
 def test_the_doctor_names_the_condition(careless: Careless, site_database: str) -> None:
-    from parquet_analytics.django.doctor import examine
+    from parquet_analytics.django.operations.doctor import examine
 
     careless.stripped = ("if-match",)
     with sites.archive(sites.s3_entry(careless.place, careless.proxy.url)):

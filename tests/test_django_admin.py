@@ -13,8 +13,8 @@ from typing import Any
 import psycopg
 import pytest
 from django.test import Client
-from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.runs.ledger import runs
 
 from tests import sites
 from tests.clock import TODAY

@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 from celery import Celery
 from parquet_analytics import ParquetAnalyticsExporter
-from parquet_analytics.django import ledger
-from parquet_analytics.django.ledger import Ledger, runs
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.runs import ledger
+from parquet_analytics.django.runs.ledger import Ledger, runs
 
 from tests import sites
 from tests.clock import TODAY

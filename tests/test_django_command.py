@@ -20,9 +20,10 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import exit_codes, outages
-from parquet_analytics.django.ledger import Ledger, runs
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.operations import exit_codes
+from parquet_analytics.django.runs.ledger import Ledger, runs
+from parquet_analytics.django.table import outages
 
 from tests import sites
 from tests.clock import TODAY

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from parquet_analytics.django import days, tasks
-from parquet_analytics.django.ledger import latest_verified
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.operations.status import status
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import delete_day, due_days, exporter
-from parquet_analytics.django.status import status
+from parquet_analytics.django.runs.ledger import latest_verified
 from parquet_analytics.exceptions import DeletionRefused
 from parquet_analytics.querier import Question
 

@@ -21,13 +21,13 @@ from django.test.utils import CaptureQueriesContext
 from parquet_analytics import ParquetAnalyticsExporter, ParquetAnalyticsQuerier
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import sweep, tasks
-from parquet_analytics.django.erasure import connect, erase_pending, hidden_projects
-from parquet_analytics.django.ledger import runs
+from parquet_analytics.django import tasks
+from parquet_analytics.django.erasure import connect, erase_pending, hidden_projects, sweep
 from parquet_analytics.django.models import Erasure
+from parquet_analytics.django.operations.status import status
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import exporter
-from parquet_analytics.django.status import status
+from parquet_analytics.django.runs.ledger import runs
 from parquet_analytics.exceptions import ConfigurationError, CorruptFile, DayIsTaken, PermissionDenied, StoreError
 
 from tests import sites

@@ -14,13 +14,13 @@ from parquet_analytics import ParquetAnalyticsQuerier
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import days as site_days
-from parquet_analytics.django import erasure, sweep, tasks
-from parquet_analytics.django.doctor import CHECKS
-from parquet_analytics.django.erasure import erase_pending, hidden_projects
-from parquet_analytics.django.ledger import LEASE, Ledger, runs
+from parquet_analytics.django import erasure, tasks
+from parquet_analytics.django.erasure import erase_pending, hidden_projects, sweep
 from parquet_analytics.django.models import Erasure, Run
+from parquet_analytics.django.operations.doctor import CHECKS
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import export_day, exporter
+from parquet_analytics.django.runs.ledger import LEASE, Ledger, runs
 from parquet_analytics.exceptions import (
     CorruptFile,
     DayIsTaken,

@@ -16,9 +16,9 @@ from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import restore, tasks
 from parquet_analytics.django.erasure import erase_pending, hidden_projects
 from parquet_analytics.django.models import Erasure, Run
+from parquet_analytics.django.operations.status import status
 from parquet_analytics.django.restore import restore_day
 from parquet_analytics.django.runs import delete_day, export_day, exporter
-from parquet_analytics.django.status import status
 from parquet_analytics.exceptions import BadRow, ConfigurationError, DayIsTaken, DeletionRefused, InvalidInput
 
 from tests import sites

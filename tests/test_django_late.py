@@ -16,10 +16,10 @@ from django.test.utils import CaptureQueriesContext
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
 from parquet_analytics.django import days, erasure, signals, tasks
-from parquet_analytics.django.late import late_days
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.operations.status import status
 from parquet_analytics.django.runs import delete_day, export_day, exporter
-from parquet_analytics.django.status import status
+from parquet_analytics.django.runs.late import late_days
 from parquet_analytics.exceptions import BadRow
 
 from tests import sites

@@ -13,10 +13,10 @@ from typing import Any
 import psycopg
 import pytest
 from django.db import connections
-from parquet_analytics.django import days, ledger, signals
-from parquet_analytics.django.ledger import LEASE, Ledger, killed_runs, runs
+from parquet_analytics.django import days, signals
 from parquet_analytics.django.models import Run
-from parquet_analytics.django.runs import due_days, export_day, exporter
+from parquet_analytics.django.runs import due_days, export_day, exporter, ledger
+from parquet_analytics.django.runs.ledger import LEASE, Ledger, killed_runs, runs
 from parquet_analytics.django.tasks import export_pageviews_to_parquet
 from parquet_analytics.exceptions import BadRow, DayIsTaken
 

@@ -17,12 +17,12 @@ from django.test import override_settings
 from parquet_analytics import ParquetAnalyticsExporter, PostgresSource, SampleData
 from parquet_analytics.demo import site
 from parquet_analytics.django import days
-from parquet_analytics.django.ledger import runs
-from parquet_analytics.django.mapping import configured
-from parquet_analytics.django.postgres import connection_string
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import delete_day, export_day, exporter
+from parquet_analytics.django.runs.ledger import runs
 from parquet_analytics.django.source import ModelSource, configured_source
+from parquet_analytics.django.table.mapping import configured
+from parquet_analytics.django.table.postgres import connection_string
 from parquet_analytics.exceptions import ConfigurationError, StaleSnapshot
 
 from tests import sites

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import effects, runs, tasks
-from parquet_analytics.django.ledger import Ledger
+from parquet_analytics.django import runs, tasks
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.restore import restore_day
 from parquet_analytics.django.runs import delete_day, export_day, exporter
+from parquet_analytics.django.runs.ledger import Ledger
+from parquet_analytics.django.table import effects
 from parquet_analytics.exceptions import DatabaseError, DeletionRefused, InvalidInput
 
 from tests import sites

@@ -12,13 +12,13 @@ import pytest
 from django.db import connections
 from django.test import Client, override_settings
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import days, ledger, tasks
+from parquet_analytics.django import days, tasks
 from parquet_analytics.django.erasure import erase_pending, hidden_projects
-from parquet_analytics.django.ledger import Ledger
 from parquet_analytics.django.models import Erasure, Run
+from parquet_analytics.django.operations.status import status
 from parquet_analytics.django.querier import PageViewsQuerier
-from parquet_analytics.django.runs import export_day, exporter
-from parquet_analytics.django.status import status
+from parquet_analytics.django.runs import export_day, exporter, ledger
+from parquet_analytics.django.runs.ledger import Ledger
 from parquet_analytics.exceptions import DayIsTaken
 
 from tests import sites

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from django.db import connections
 from parquet_analytics import _native, storage
-from parquet_analytics.django import outages
-from parquet_analytics.django.insertion import Table
 from parquet_analytics.django.restore import restore_day
 from parquet_analytics.django.runs import delete_day, export_day, exporter
+from parquet_analytics.django.table import outages
+from parquet_analytics.django.table.insertion import Table
 from parquet_analytics.exceptions import (
     CommitStateUnknown,
     DatabaseError,

@@ -13,13 +13,13 @@ import pytest
 from django.db import connections
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.django import tasks
-from parquet_analytics.django.ledger import latest_verified
-from parquet_analytics.django.mapping import PageViewMapping, configured
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.operations.status import status
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import exporter, first_day, odd_rows, table_days
+from parquet_analytics.django.runs.ledger import latest_verified
 from parquet_analytics.django.source import ModelSource
-from parquet_analytics.django.status import status
+from parquet_analytics.django.table.mapping import PageViewMapping, configured
 from parquet_analytics.exceptions import DayHasNoRows
 
 from tests import sites

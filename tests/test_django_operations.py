@@ -16,9 +16,9 @@ from django.db import connections
 from django.test import override_settings
 from parquet_analytics import ParquetAnalyticsExporter
 from parquet_analytics.django import days
-from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.models import Erasure, Run
 from parquet_analytics.django.runs import due_days, exporter
+from parquet_analytics.django.runs.ledger import runs
 
 from tests import sites
 from tests.clock import TODAY
@@ -307,7 +307,7 @@ class TestDoctor:
     def test_a_standby_that_is_far_behind(
         self, folder: Path, site_database: str, standby: Standby, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from parquet_analytics.django import doctor
+        from parquet_analytics.django.operations import doctor
 
         monkeypatch.setattr(doctor, "_BEHIND", datetime.timedelta(seconds=0.2))
         with sites.databases(default=site_database, replica=standby.database_url(site_database)), standby.held_back():
@@ -327,7 +327,7 @@ class TestDoctor:
         self, folder: Path, site_database: str, standby: Standby, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It has replayed all that it has received, which says nothing."""
-        from parquet_analytics.django import doctor
+        from parquet_analytics.django.operations import doctor
 
         monkeypatch.setattr(doctor, "_BEHIND", datetime.timedelta(seconds=0.2))
         with (

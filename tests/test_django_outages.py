@@ -14,9 +14,11 @@ import pytest
 from celery.exceptions import Retry
 from django.db import InterfaceError, OperationalError, connections
 from parquet_analytics import ParquetAnalyticsExporter
-from parquet_analytics.django import ledger, organizations, outages, runs, signals, tasks
+from parquet_analytics.django import runs, signals, tasks
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.runs import ledger
 from parquet_analytics.django.source import ModelSource
+from parquet_analytics.django.table import organizations, outages
 from parquet_analytics.exceptions import DatabaseError
 
 from tests import sites

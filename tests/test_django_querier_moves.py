@@ -18,9 +18,9 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from parquet_analytics.coverage import Coverage
 from parquet_analytics.django import days
-from parquet_analytics.django.ledger import runs
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.querier import PageViewsQuerier
+from parquet_analytics.django.runs.ledger import runs
 from parquet_analytics.django.shadow import ShadowQuerier, shadow
 from parquet_analytics.exceptions import InvalidInput
 

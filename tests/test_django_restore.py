@@ -14,11 +14,11 @@ from django.db.models.signals import post_init, pre_save
 from parquet_analytics import ParquetAnalyticsExporter, _native
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import ledger, restore
-from parquet_analytics.django.insertion import Table
+from parquet_analytics.django import restore
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.restore import restore_day
-from parquet_analytics.django.runs import delete_day, export_day, exporter
+from parquet_analytics.django.runs import delete_day, export_day, exporter, ledger
+from parquet_analytics.django.table.insertion import Table
 from parquet_analytics.exceptions import DayIsTaken, InvalidInput, StoreError
 
 from tests import sites

@@ -17,11 +17,10 @@ from django.db import connections
 from django.test import override_settings
 from parquet_analytics import ParquetAnalyticsExporter, _native
 from parquet_analytics.demo.analytics.models import PageView
-from parquet_analytics.django import ledger
-from parquet_analytics.django.insertion import Table
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.restore import restore_day
-from parquet_analytics.django.runs import delete_day, export_day, exporter
+from parquet_analytics.django.runs import delete_day, export_day, exporter, ledger
+from parquet_analytics.django.table.insertion import Table
 from parquet_analytics.exceptions import DatabaseError, DayIsTaken, InvalidInput, ParquetAnalyticsError
 
 from tests import sites

@@ -130,7 +130,7 @@ def test_a_role_of_the_sites_is_the_one_that_reads(tenant: str, folder: Path, po
 def test_rows_that_a_policy_hides_from_the_site_make_no_whole_day(
     tenant: str, folder: Path, postgres: Postgres, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from parquet_analytics.django.mapping import PageViewMapping
+    from parquet_analytics.django.table.mapping import PageViewMapping
 
     name = tenant.rsplit("/", 1)[1] + "_tenant"
     with psycopg.connect(postgres.url, autocommit=True) as connection:

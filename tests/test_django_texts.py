@@ -6,9 +6,10 @@ import inspect
 import re
 
 import pytest
-from parquet_analytics.django import checks, conf, doctor, exit_codes, signals, tasks
+from parquet_analytics.django import conf, signals, tasks
 from parquet_analytics.django.management.commands import export_pageviews_to_parquet, parquet_analytics
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.operations import checks, doctor, exit_codes
 
 from tests.test_docs import ROOT
 

@@ -15,8 +15,8 @@ from django.db import connection, connections, models
 from django.test.utils import CaptureQueriesContext
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import live, runs
-from parquet_analytics.django.querier import PageViewsQuerier
+from parquet_analytics.django import runs
+from parquet_analytics.django.querier import PageViewsQuerier, live
 from parquet_analytics.django.runs import due_days, export_day, exporter
 from parquet_analytics.django.source import ModelSource
 from parquet_analytics.exceptions import ConfigurationError

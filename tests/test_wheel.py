@@ -103,7 +103,7 @@ day = datetime.date(2026, 7, 1)
 site.insert(sample, [day])
 call_command("export_pageviews_to_parquet", "--date", "2026-07-01", "--per-project", verbosity=0)
 call_command("parquet_analytics", "status", "--since", "2026-07-01", "--until", "2026-07-01", verbosity=0)
-from parquet_analytics.django.ledger import runs
+from parquet_analytics.django.runs.ledger import runs
 assert [(run.state, run.rows) for run in runs()] == [("verified", sample.rows(day))]
 from parquet_analytics.django.querier import PageViewsQuerier
 slug = sample.special_projects()["largest"]

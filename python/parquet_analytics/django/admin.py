@@ -108,7 +108,7 @@ class RunAdmin(_ReadOnly):
             "opts": Run._meta,
         }
         try:
-            from parquet_analytics.django.status import status
+            from parquet_analytics.django.operations.status import status
 
             found = status(look_for_late=False)
             counted = {day.state: found.count(day.state) for day in found.days}

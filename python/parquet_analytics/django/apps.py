@@ -12,7 +12,8 @@ class ParquetAnalyticsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from parquet_analytics.django import checks, erasure
+        from parquet_analytics.django import erasure
+        from parquet_analytics.django.operations import checks
 
         checks.register()
         erasure.connect()

@@ -11,13 +11,13 @@ from django.db import Error as AnyDatabaseError
 from django.db import InterfaceError, OperationalError, connections
 
 from parquet_analytics import _native
-from parquet_analytics.django import outages
-from parquet_analytics.django.insertion import Table, all_rows, chunks
-from parquet_analytics.django.ledger import Ledger, refuse_without_autocommit
-from parquet_analytics.django.mapping import PageViewMapping, configured
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import exporter
+from parquet_analytics.django.runs.ledger import Ledger, refuse_without_autocommit
 from parquet_analytics.django.source import configured_source, write_alias
+from parquet_analytics.django.table import outages
+from parquet_analytics.django.table.insertion import Table, all_rows, chunks
+from parquet_analytics.django.table.mapping import PageViewMapping, configured
 from parquet_analytics.exceptions import (
     ConfigurationError,
     Conflict,
@@ -253,7 +253,7 @@ class _Restoration:
 
 def _identified(mapping: PageViewMapping, alias: str) -> _native.PostgresSource | None:
     """The table that is written to, where it can say which it is."""
-    from parquet_analytics.django.postgres import seen_by
+    from parquet_analytics.django.table.postgres import seen_by
 
     connection = connections[alias]
     if connection.vendor != "postgresql":

@@ -1,6 +1,6 @@
 """Page views out of Django: through the ORM from any database, or natively where it is PostgreSQL.
 
-Which model and columns those are is :mod:`parquet_analytics.django.mapping`'s business; which of the two ways is
+Which model and columns those are is :mod:`parquet_analytics.django.table.mapping`'s business; which of the two ways is
 taken is decided here, anew for each run.
 """
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from parquet_analytics import _native
 from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.mapping import FIELDS, PageViewMapping, all_rows, configured
+from parquet_analytics.django.table.mapping import FIELDS, PageViewMapping, all_rows, configured
 from parquet_analytics.exceptions import BadRow, ConfigurationError
 
 __all__ = [
@@ -87,7 +87,7 @@ def configured_source(
         alias = write_alias(mapping) if write else read_alias(mapping)
     connection = connections[alias]
     if connection.vendor == "postgresql" and (isinstance(mapping.native_tables(), str) or _is_private(connection)):
-        from parquet_analytics.django.postgres import seen_by
+        from parquet_analytics.django.table.postgres import seen_by
 
         seen_by(alias, [mapping.model._meta.db_table])
         return source_for_caller(ModelSource(mapping, using=alias), day)
@@ -110,7 +110,7 @@ def _native_source(
     tables = mapping.native_tables()
     if connections[alias].vendor != "postgresql" or isinstance(tables, str):
         return None
-    from parquet_analytics.django.postgres import connection_string, seen_by
+    from parquet_analytics.django.table.postgres import connection_string, seen_by
 
     seen = seen_by(alias, [tables.table, tables.projects_table, tables.versions_table])
     if seen.temporary:
@@ -177,7 +177,7 @@ class ModelSource:
     """A callable that takes a day and returns its rows as a ``pyarrow.RecordBatchReader``, in flat memory.
 
     ``source`` is a model, a manager, a queryset (which may filter, but not be sliced) or a
-    :class:`~parquet_analytics.django.mapping.PageViewMapping`. ``fields`` says where a column comes from when it
+    :class:`~parquet_analytics.django.table.mapping.PageViewMapping`. ``fields`` says where a column comes from when it
     differs from :data:`FIELDS`; ``None`` says that the model has no such thing, which ``version_id``,
     ``version_slug``, ``full_path`` and ``status`` (200 then) allow. ``using`` is the database's alias.
 

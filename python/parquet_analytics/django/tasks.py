@@ -61,7 +61,8 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     """Export the day ``date`` (YYYY-MM-DD), or without it every finished day of the last LOOKBACK_DAYS that has no
     verified file or has changed since, and every older one that rows have come to, the oldest first: a missed night
     heals by itself."""
-    from parquet_analytics.django import erasure, late, runs, signals
+    from parquet_analytics.django import erasure, runs, signals
+    from parquet_analytics.django.runs import late
 
     if date is not None:
         _export(self, [_day(date)])
@@ -89,8 +90,8 @@ def backfill_pageviews_to_parquet(self: Task, since: str, until: str | None = No
     """Send one export for each day from ``since`` to ``until`` (by default the last finished one) that has no verified
     file, the oldest first, to the queue in the settings. Days before the table's first are left out."""
     from parquet_analytics.django import runs
-    from parquet_analytics.django.ledger import latest_verified
-    from parquet_analytics.django.mapping import configured
+    from parquet_analytics.django.runs.ledger import latest_verified
+    from parquet_analytics.django.table.mapping import configured
 
     first = _day(since)
     last = days.last_finished() if until is None else _day(until)
@@ -112,8 +113,8 @@ def delete_exported_pageviews(self: Task) -> None:
     """Delete the rows of days older than HOT_DAYS, the oldest first, but only of days whose file is verified: each row
     that is in it, unchanged. Rows that came late are exported first. Days without a verified file keep their rows."""
     from parquet_analytics.django import runs, signals
-    from parquet_analytics.django.ledger import latest_verified
-    from parquet_analytics.django.mapping import configured
+    from parquet_analytics.django.runs.ledger import latest_verified
+    from parquet_analytics.django.table.mapping import configured
 
     found = _asked(self, lambda: runs.table_days(configured(), days.deletable_before()))
     if not found:
@@ -146,7 +147,7 @@ def _tell_of_odd_rows() -> None:
     from django.db import Error as AnyDatabaseError
 
     from parquet_analytics.django import runs
-    from parquet_analytics.django.mapping import configured
+    from parquet_analytics.django.table.mapping import configured
 
     try:
         odd = runs.odd_rows(configured())
@@ -159,7 +160,7 @@ def _tell_of_odd_rows() -> None:
 
 def _asked(task: Task, work: Callable[[], T]) -> T:
     """What a task does as a whole, or has to know before its first day: waited for, and then tried again like a day."""
-    from parquet_analytics.django.outages import Patience
+    from parquet_analytics.django.table.outages import Patience
 
     try:
         return Patience()(work)
@@ -191,8 +192,9 @@ def _export(task: Task, wanted: list[datetime.date]) -> None:
 def _each(task: Task, kind: str, wanted: list[datetime.date], work: Any) -> None:
     """Does the work for each day. What fails for good is logged and raised at the end, what may succeed later makes
     the task be tried again, and neither keeps the other days from being worked on."""
-    from parquet_analytics.django import ledger, runs
-    from parquet_analytics.django.outages import Patience
+    from parquet_analytics.django import runs
+    from parquet_analytics.django.runs import ledger
+    from parquet_analytics.django.table.outages import Patience
 
     location = runs.exporter().location
     patience = Patience()
@@ -235,7 +237,7 @@ def _last_try(task: Task) -> bool:
 
 def _pause(task: Task, errors: list[ParquetAnalyticsError]) -> float:
     """Longer with each try, and never the same for two workers."""
-    from parquet_analytics.django.ledger import LEASE
+    from parquet_analytics.django.runs.ledger import LEASE
 
     longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2**task.request.retries)
     pause = random.uniform(longest / 2, longest)  # noqa: S311 - not for secrets

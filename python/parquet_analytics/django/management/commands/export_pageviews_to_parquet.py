@@ -11,9 +11,10 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from parquet_analytics.django import days, exit_codes
+from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.terminal import Bar, as_options, day_argument, ended_in_order, parsed, size
+from parquet_analytics.django.operations import exit_codes
+from parquet_analytics.django.operations.terminal import Bar, as_options, day_argument, ended_in_order, parsed, size
 from parquet_analytics.exceptions import (
     ConfigurationError,
     DatabaseError,
@@ -102,8 +103,8 @@ class Command(BaseCommand):
 
     def _export(self, wanted: list[datetime.date]) -> list[int]:
         from parquet_analytics.django import erasure, runs
-        from parquet_analytics.django.ledger import latest_verified
-        from parquet_analytics.django.outages import Patience
+        from parquet_analytics.django.runs.ledger import latest_verified
+        from parquet_analytics.django.table.outages import Patience
 
         who = runs.exporter()
         self._last = wanted[-1]
@@ -179,8 +180,8 @@ class Command(BaseCommand):
     def _begins_later(self, day: datetime.date) -> bool:
         """Whether a range begins before the table does; a table that has nothing of a whole range is the wrong one, or
         the range is."""
-        from parquet_analytics.django.mapping import configured
         from parquet_analytics.django.runs import first_day
+        from parquet_analytics.django.table.mapping import configured
 
         if self.options["since"] is None:
             return False
@@ -201,7 +202,7 @@ class Command(BaseCommand):
             raise CommandError("stopped; nothing was changed", returncode=exit_codes.FAILED)
 
     def _dry_run(self, wanted: list[datetime.date]) -> list[int]:
-        from parquet_analytics.django.dry_run import Plan
+        from parquet_analytics.django.operations.dry_run import Plan
 
         plan = Plan(
             per_project=self.options["per_project"],

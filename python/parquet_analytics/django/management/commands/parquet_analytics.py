@@ -12,8 +12,9 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Q
 from django.utils import timezone
 
-from parquet_analytics.django import days, exit_codes
-from parquet_analytics.django.terminal import day_argument, ended_in_order, parsed, size
+from parquet_analytics.django import days
+from parquet_analytics.django.operations import exit_codes
+from parquet_analytics.django.operations.terminal import day_argument, ended_in_order, parsed, size
 from parquet_analytics.exceptions import ParquetAnalyticsError
 
 SCHEMA = 1
@@ -106,7 +107,7 @@ class Command(BaseCommand):
             raise CommandError(self.trouble, returncode=code)
 
     def _status(self) -> int:
-        from parquet_analytics.django.status import status
+        from parquet_analytics.django.operations.status import status
 
         since, until = self.options["since"], self.options["until"]
         if since and until and since > until:
@@ -275,7 +276,7 @@ class Command(BaseCommand):
 
     def _erase(self) -> int:
         from parquet_analytics.django.erasure import erase_pending
-        from parquet_analytics.django.sweep import erasures
+        from parquet_analytics.django.erasure.sweep import erasures
 
         begun = timezone.now()
         waiting = set(erasures().filter(finished_at__isnull=True).values_list("pk", flat=True))
@@ -320,7 +321,7 @@ class Command(BaseCommand):
         return exit_codes.FAILED if unknown else exit_codes.DONE
 
     def _doctor(self) -> int:
-        from parquet_analytics.django.doctor import examine
+        from parquet_analytics.django.operations.doctor import examine
 
         failed = 0
         styles = {"ok": self.style.SUCCESS, "warning": self.style.WARNING, "failed": self.style.ERROR}

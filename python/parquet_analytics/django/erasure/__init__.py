@@ -1,5 +1,5 @@
 """Which projects are erased: those that were deleted, until somebody takes it back. They are hidden at once; how they
-are taken out of the store is in :mod:`parquet_analytics.django.sweep`."""
+are taken out of the store is in :mod:`parquet_analytics.django.erasure.sweep`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from django.db import DatabaseError, connections, router, transaction
 from django.db.models import Q
 from django.db.models.signals import pre_delete
 
-from parquet_analytics.django import days, organizations
+from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.mapping import PageViewMapping, configured
+from parquet_analytics.django.erasure.sweep import FITTING, erase_pending, erase_pending_or_log, erasures
 from parquet_analytics.django.models import Erasure
-from parquet_analytics.django.sweep import FITTING, erase_pending, erase_pending_or_log, erasures
+from parquet_analytics.django.table import organizations
+from parquet_analytics.django.table.mapping import PageViewMapping, configured
 from parquet_analytics.exceptions import ParquetAnalyticsError
 
 __all__ = ["connect", "erase_pending", "erase_pending_or_log", "hidden_projects", "unerase"]

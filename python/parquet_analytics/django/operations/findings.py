@@ -10,9 +10,9 @@ from django.db import Error as AnyDatabaseError
 from django.db import OperationalError, ProgrammingError, router
 
 from parquet_analytics.django import days
-from parquet_analytics.django.mapping import configured
+from parquet_analytics.django.erasure.sweep import erasures, living
 from parquet_analytics.django.models import Erasure
-from parquet_analytics.django.sweep import erasures, living
+from parquet_analytics.django.table.mapping import configured
 from parquet_analytics.exceptions import ErasureRefused, ParquetAnalyticsError
 
 __all__ = ["Finding", "erasure_findings"]

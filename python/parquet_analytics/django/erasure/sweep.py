@@ -12,10 +12,11 @@ from typing import Any
 from django.db import DatabaseError, router
 from django.db.models import QuerySet
 
-from parquet_analytics.django import days, organizations
-from parquet_analytics.django.ledger import Ledger, runs
-from parquet_analytics.django.mapping import all_rows, configured
+from parquet_analytics.django import days
 from parquet_analytics.django.models import Erasure, Run
+from parquet_analytics.django.runs.ledger import Ledger, runs
+from parquet_analytics.django.table import organizations
+from parquet_analytics.django.table.mapping import all_rows, configured
 from parquet_analytics.exceptions import (
     CorruptFile,
     DayIsTaken,

@@ -15,7 +15,8 @@ from django.conf import settings as django_settings
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.checks import register as register_check
 
-from parquet_analytics.django import conf, effects, mapping
+from parquet_analytics.django import conf
+from parquet_analytics.django.table import effects, mapping
 from parquet_analytics.exceptions import ConfigurationError
 
 __all__ = ["check_settings", "register"]

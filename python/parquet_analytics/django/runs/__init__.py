@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from django.db import ProgrammingError
 
-from parquet_analytics.django import days, effects, organizations, outages, signals
+from parquet_analytics.django import days, signals
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.ledger import Ledger, latest_verified, runs, without_rows
-from parquet_analytics.django.mapping import PageViewMapping, configured
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.runs.ledger import Ledger, latest_verified, runs, without_rows
+from parquet_analytics.django.table import effects, organizations, outages
+from parquet_analytics.django.table.mapping import PageViewMapping, configured
 from parquet_analytics.exceptions import (
     ConfigurationError,
     DatabaseError,

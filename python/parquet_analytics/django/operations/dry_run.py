@@ -7,13 +7,13 @@ from typing import Any
 
 from django.db.models import Sum
 
-from parquet_analytics.django import organizations
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.ledger import latest_verified, runs
-from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import exporter
+from parquet_analytics.django.runs.ledger import latest_verified, runs
 from parquet_analytics.django.source import read_alias
+from parquet_analytics.django.table import organizations
+from parquet_analytics.django.table.mapping import configured
 
 __all__ = ["Plan"]
 

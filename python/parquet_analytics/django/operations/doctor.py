@@ -14,12 +14,13 @@ from typing import Any
 from django.db import Error as AnyDatabaseError
 from django.db import connections, router
 
-from parquet_analytics.django import days, effects
+from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.findings import Finding, erasure_findings
-from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.operations.findings import Finding, erasure_findings
 from parquet_analytics.django.source import read_alias, write_alias
+from parquet_analytics.django.table import effects
+from parquet_analytics.django.table.mapping import configured
 from parquet_analytics.exceptions import ParquetAnalyticsError, PermissionDenied, StoreError
 
 __all__ = ["CHECKS", "Finding", "GUARDED", "examine"]
@@ -53,7 +54,7 @@ def _hint(error: ParquetAnalyticsError) -> str:
 
 
 def _settings() -> Iterator[Finding]:
-    from parquet_analytics.django.checks import check_settings
+    from parquet_analytics.django.operations.checks import check_settings
 
     found = [message for message in check_settings() if not message.is_silenced()]
     for message in found:
@@ -110,8 +111,8 @@ def _dates() -> Iterator[Finding]:
 
 
 def _late_rows() -> Iterator[Finding]:
-    from parquet_analytics.django.late import late_days
     from parquet_analytics.django.runs import exporter
+    from parquet_analytics.django.runs.late import late_days
 
     first = days.last_finished() - datetime.timedelta(days=settings.LOOKBACK_DAYS - 1)
     late = [str(due.day) for due in late_days(first, exporter().location) if due.late]
@@ -329,7 +330,7 @@ def _other_rows() -> Iterator[Finding]:
 
 
 def _other_columns() -> Iterator[Finding]:
-    from parquet_analytics.django.insertion import Table
+    from parquet_analytics.django.table.insertion import Table
 
     mapping = configured()
     alias = write_alias(mapping)

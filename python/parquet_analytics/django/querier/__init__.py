@@ -24,10 +24,10 @@ from parquet_analytics.coverage import Coverage, spans
 from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
 from parquet_analytics.django.erasure import hidden_projects
-from parquet_analytics.django.ledger import runs
-from parquet_analytics.django.live import LiveRows
-from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.querier.live import LiveRows
+from parquet_analytics.django.runs.ledger import runs
+from parquet_analytics.django.table.mapping import configured
 from parquet_analytics.exceptions import StoreError
 from parquet_analytics.querier import Extent, ParquetAnalyticsQuerier, Question, with_coverage
 

@@ -9,11 +9,12 @@ from typing import Any
 from django.db.models import DateField, Max, Min
 from django.db.models.functions import TruncDate
 
-from parquet_analytics.django import days, outages
-from parquet_analytics.django.ledger import latest_verified, runs
-from parquet_analytics.django.mapping import PageViewMapping, configured
+from parquet_analytics.django import days
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import Due, counted, page_views
+from parquet_analytics.django.runs.ledger import latest_verified, runs
+from parquet_analytics.django.table import outages
+from parquet_analytics.django.table.mapping import PageViewMapping, configured
 
 __all__ = ["late_days"]
 

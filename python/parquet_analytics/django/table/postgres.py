@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from parquet_analytics.django import outages
+from parquet_analytics.django.table import outages
 from parquet_analytics.exceptions import ConfigurationError
 
 __all__ = ["Seen", "connection_string", "seen_by"]

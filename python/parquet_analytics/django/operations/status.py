@@ -7,13 +7,14 @@ import datetime
 from dataclasses import dataclass
 from typing import Any
 
-from parquet_analytics.django import days, outages
+from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.late import late_days
-from parquet_analytics.django.ledger import latest_verified, runs
-from parquet_analytics.django.mapping import configured
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import due_days, exporter, first_day
+from parquet_analytics.django.runs.late import late_days
+from parquet_analytics.django.runs.ledger import latest_verified, runs
+from parquet_analytics.django.table import outages
+from parquet_analytics.django.table.mapping import configured
 
 __all__ = ["DayStatus", "Status", "status"]
 

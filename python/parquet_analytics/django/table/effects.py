@@ -9,7 +9,7 @@ from typing import Any
 from django.db import connections, router
 
 from parquet_analytics.django.conf import settings
-from parquet_analytics.django.mapping import PageViewMapping
+from parquet_analytics.django.table.mapping import PageViewMapping
 from parquet_analytics.exceptions import DeletionRefused
 
 __all__ = ["dangling", "may_be_lost", "refuse_dangling", "unknown_columns"]

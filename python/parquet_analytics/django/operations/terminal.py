@@ -17,7 +17,7 @@ from typing import Any
 from django.core.management.base import CommandError
 from django.db import Error as AnyDatabaseError
 
-from parquet_analytics.django import exit_codes
+from parquet_analytics.django.operations import exit_codes
 from parquet_analytics.exceptions import ParquetAnalyticsError
 
 __all__ = ["Bar", "as_options", "day_argument", "ended_in_order", "parsed", "size"]

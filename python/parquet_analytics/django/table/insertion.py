@@ -12,7 +12,7 @@ from django.db import connections, models
 from django.db.models.query import QuerySet
 from django.db.models.sql import InsertQuery
 
-from parquet_analytics.django.mapping import PageViewMapping
+from parquet_analytics.django.table.mapping import PageViewMapping
 from parquet_analytics.exceptions import InvalidInput
 
 __all__ = ["Table", "all_rows", "chunks"]

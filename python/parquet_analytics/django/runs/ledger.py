@@ -19,8 +19,9 @@ from django.db import Error as AnyDatabaseError
 from django.db import IntegrityError, OperationalError, connections, router
 from django.db.models import QuerySet
 
-from parquet_analytics.django import days, outages
+from parquet_analytics.django import days
 from parquet_analytics.django.models import Run
+from parquet_analytics.django.table import outages
 from parquet_analytics.exceptions import (
     CommitStateUnknown,
     ConfigurationError,

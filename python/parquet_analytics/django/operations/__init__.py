@@ -1,0 +1,1 @@
+"""What people who run a site look at: checks, the doctor, the status of each day, and what commands print."""
