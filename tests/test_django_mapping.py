@@ -21,8 +21,8 @@ from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.runs import delete_day, export_day, exporter
 from parquet_analytics.django.runs.ledger import runs
 from parquet_analytics.django.source import ModelSource, configured_source
+from parquet_analytics.django.table.databases import connection_string
 from parquet_analytics.django.table.mapping import configured
-from parquet_analytics.django.table.postgres import connection_string
 from parquet_analytics.exceptions import ConfigurationError, StaleSnapshot
 
 from tests import sites

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import runs, tasks
+from parquet_analytics.django import tasks
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.querier import PageViewsQuerier
 from parquet_analytics.django.restore import restore_day
-from parquet_analytics.django.runs import delete_day, export_day, exporter
+from parquet_analytics.django.runs import delete, delete_day, due_days, export_day, exporter
 from parquet_analytics.django.runs.ledger import Ledger
 from parquet_analytics.django.table import effects
 from parquet_analytics.exceptions import DatabaseError, DeletionRefused, InvalidInput
@@ -130,7 +130,7 @@ def test_a_row_that_moves_during_the_deletion_of_its_old_day_counts_once(
         def away(*_: Any, **__: Any) -> None:
             raise DatabaseError("the database is away", retryable=True)
 
-        monkeypatch.setattr(runs, "export_day", away)
+        monkeypatch.setattr(delete, "export_day", away)
         with pytest.raises(DatabaseError):
             delete_day(OLD)
         monkeypatch.undo()
@@ -140,4 +140,4 @@ def test_a_row_that_moves_during_the_deletion_of_its_old_day_counts_once(
         export_day(NEW)
     assert not PageView.objects.filter(date=OLD).exists()
     assert counted() == MOVED
-    assert runs.due_days(FIRST, NEW, exporter().location) == []
+    assert due_days(FIRST, NEW, exporter().location) == []

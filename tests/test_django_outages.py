@@ -19,6 +19,7 @@ from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import ledger
 from parquet_analytics.django.source import ModelSource
 from parquet_analytics.django.table import organizations, outages
+from parquet_analytics.django.table.mapping import PageViewMapping
 from parquet_analytics.exceptions import DatabaseError
 
 from tests import sites
@@ -220,11 +221,11 @@ def test_a_source_by_the_orm_that_loses_its_database_is_tried_again(
 ) -> None:
     """Also in the middle of the rows, when only text comes through the stream."""
     sites.few(DAY)
-    native = runs.PageViewMapping.native_tables
-    monkeypatch.setattr(runs.PageViewMapping, "native_tables", lambda _: "it is read so here")
+    native = PageViewMapping.native_tables
+    monkeypatch.setattr(PageViewMapping, "native_tables", lambda _: "it is read so here")
     once_before(monkeypatch, ModelSource, "_refuse_orphans", outage)
     assert export("--date", str(DAY))[0] == 0
-    monkeypatch.setattr(runs.PageViewMapping, "native_tables", native)
+    monkeypatch.setattr(PageViewMapping, "native_tables", native)
     assert states()[-1] == (DAY, "verified")
     assert {state for _, state in states()} <= {"failed", "verified"}
 

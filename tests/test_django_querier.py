@@ -18,8 +18,8 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from parquet_analytics import ParquetAnalyticsQuerier
 from parquet_analytics.coverage import METADATA, Coverage
-from parquet_analytics.django import querier as django_querier
 from parquet_analytics.django.querier import PageViewsQuerier, pageviews_querier
+from parquet_analytics.django.querier import page_views as django_querier
 from parquet_analytics.django.runs.ledger import runs
 from parquet_analytics.django.shadow import ShadowQuerier, shadow
 from parquet_analytics.exceptions import InvalidInput, QueryError, StoreError

@@ -81,6 +81,30 @@ fn a_snapshot_that_misses_what_the_stored_one_saw_is_older() {
     assert_eq!(other.covers(&stored), Err(Stale::OtherDatabase));
 }
 
+/// What may be forgiven (another timeline, another table) and what never is (an older snapshot of one history).
+#[test]
+fn what_cannot_be_compared_is_told_apart_from_what_is_older() {
+    let at = |standby, timeline, oid, snapshot| {
+        let identity = identity("7/5", Some(timeline), Some((oid, "public.views")));
+        Position::new(identity, standby, snapshot, 0x100, 0x100).unwrap()
+    };
+    let stored = at(false, 2, 16_999, "700:705:");
+    for (now, expected) in [
+        (at(false, 2, 16_999, "706:706:"), Ok(())),
+        (at(false, 2, 16_999, "600:600:"), Err(Stale::Older)),
+        // A standby that has not followed a promotion yet.
+        (at(true, 1, 16_999, "706:706:"), Err(Stale::Older)),
+        (at(true, 2, 16_999, "706:706:"), Ok(())),
+        (at(true, 3, 16_999, "706:706:"), Err(Stale::OtherTimeline)),
+        (at(false, 1, 16_999, "706:706:"), Err(Stale::OtherTimeline)),
+        (at(false, 3, 16_999, "706:706:"), Err(Stale::OtherTimeline)),
+        (at(false, 2, 17_000, "706:706:"), Err(Stale::OtherTable)),
+        (at(false, 2, 17_000, "600:600:"), Err(Stale::Older)),
+    ] {
+        assert_eq!(now.covers(&stored), expected, "{now}");
+    }
+}
+
 /// A primary's history: transactions begin, and commit with a record in the log that standbys may replay
 /// before the primary shows it (it waits for them), never the other way round.
 #[derive(Default)]

@@ -14,8 +14,9 @@ from parquet_analytics import _native
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import exporter
 from parquet_analytics.django.runs.ledger import Ledger, refuse_without_autocommit
-from parquet_analytics.django.source import configured_source, write_alias
+from parquet_analytics.django.source import configured_source
 from parquet_analytics.django.table import outages
+from parquet_analytics.django.table.databases import write_alias
 from parquet_analytics.django.table.insertion import Table, all_rows, chunks
 from parquet_analytics.django.table.mapping import PageViewMapping, configured
 from parquet_analytics.exceptions import (

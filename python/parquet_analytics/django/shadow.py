@@ -15,7 +15,7 @@ import pyarrow as pa
 from django.db import connections
 
 from parquet_analytics.django import days
-from parquet_analytics.django.querier import Ask, Ledger, PageViewsQuerier, Split
+from parquet_analytics.django.querier.page_views import Ask, Ledger, PageViewsQuerier, Split
 from parquet_analytics.querier import Question
 
 __all__ = ["ShadowQuerier", "shadow"]

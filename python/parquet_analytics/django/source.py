@@ -18,7 +18,9 @@ import pyarrow as pa
 from parquet_analytics import _native
 from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
+from parquet_analytics.django.table.databases import connection_string, read_alias, write_alias
 from parquet_analytics.django.table.mapping import FIELDS, PageViewMapping, all_rows, configured
+from parquet_analytics.django.table.postgres import seen_by
 from parquet_analytics.exceptions import BadRow, ConfigurationError
 
 __all__ = [
@@ -46,30 +48,6 @@ _TYPES = {
 }
 
 
-def read_alias(mapping: PageViewMapping) -> str:
-    """The database that page views are read from: READ_DATABASE, or what the routers say."""
-    return _alias("READ_DATABASE", mapping)
-
-
-def write_alias(mapping: PageViewMapping) -> str:
-    """The database that page views are deleted from and restored to: WRITE_DATABASE, or what the routers say."""
-    return _alias("WRITE_DATABASE", mapping)
-
-
-def _alias(key: str, mapping: PageViewMapping) -> str:
-    from django.db import connections, router
-
-    given = getattr(settings, key)
-    if given is None:
-        choose = router.db_for_read if key == "READ_DATABASE" else router.db_for_write
-        return str(choose(mapping.model))
-    if given not in connections:
-        raise ConfigurationError(
-            f"PARQUET_ANALYTICS[{key!r}] is {given!r}, and DATABASES has {', '.join(map(repr, connections))}"
-        )
-    return str(given)
-
-
 def configured_source(
     day: datetime.date | None = None, *, write: bool = False, alias: str | None = None
 ) -> Callable[[datetime.date], Any] | _native.PostgresSource:
@@ -87,8 +65,6 @@ def configured_source(
         alias = write_alias(mapping) if write else read_alias(mapping)
     connection = connections[alias]
     if connection.vendor == "postgresql" and (isinstance(mapping.native_tables(), str) or _is_private(connection)):
-        from parquet_analytics.django.table.postgres import seen_by
-
         seen_by(alias, [mapping.model._meta.db_table])
         return source_for_caller(ModelSource(mapping, using=alias), day)
     native = _native_source(mapping, alias, day, write)
@@ -110,8 +86,6 @@ def _native_source(
     tables = mapping.native_tables()
     if connections[alias].vendor != "postgresql" or isinstance(tables, str):
         return None
-    from parquet_analytics.django.table.postgres import connection_string, seen_by
-
     seen = seen_by(alias, [tables.table, tables.projects_table, tables.versions_table])
     if seen.temporary:
         raise ConfigurationError(

@@ -61,7 +61,8 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     """Export the day ``date`` (YYYY-MM-DD), or without it every finished day of the last LOOKBACK_DAYS that has no
     verified file or has changed since, and every older one that rows have come to, the oldest first: a missed night
     heals by itself."""
-    from parquet_analytics.django import erasure, runs, signals
+    from parquet_analytics.django import runs, signals
+    from parquet_analytics.django.erasure import sweep
     from parquet_analytics.django.runs import late
 
     if date is not None:
@@ -81,7 +82,7 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
         signals.tell(signals.days_missing, days=missing)
     _tell_of_odd_rows()
     # What was deleted while there was no broker to tell.
-    erasure.erase_pending_or_log(self.request.id or "")
+    sweep.erase_pending_or_log(self.request.id or "")
     _export(self, [each.day for each in due])
 
 
@@ -134,7 +135,7 @@ def delete_exported_pageviews(self: Task) -> None:
 @shared_task(name="parquet_analytics.erase_deleted_projects", bind=True, **_options)
 def erase_deleted_projects(self: Task) -> None:
     """Take the page views of deleted projects out of the store: files, and copies."""
-    from parquet_analytics.django.erasure import erase_pending
+    from parquet_analytics.django.erasure.sweep import erase_pending
 
     try:
         _asked(self, lambda: erase_pending(self.request.id or ""))

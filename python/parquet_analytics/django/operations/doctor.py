@@ -18,8 +18,8 @@ from parquet_analytics.django import days
 from parquet_analytics.django.conf import settings
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.operations.findings import Finding, erasure_findings
-from parquet_analytics.django.source import read_alias, write_alias
 from parquet_analytics.django.table import effects
+from parquet_analytics.django.table.databases import read_alias, write_alias
 from parquet_analytics.django.table.mapping import configured
 from parquet_analytics.exceptions import ParquetAnalyticsError, PermissionDenied, StoreError
 

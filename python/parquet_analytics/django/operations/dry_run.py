@@ -11,8 +11,8 @@ from parquet_analytics.django.conf import settings
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.runs import exporter
 from parquet_analytics.django.runs.ledger import latest_verified, runs
-from parquet_analytics.django.source import read_alias
 from parquet_analytics.django.table import organizations
+from parquet_analytics.django.table.databases import read_alias
 from parquet_analytics.django.table.mapping import configured
 
 __all__ = ["Plan"]

@@ -14,7 +14,7 @@ from django.db.models import Case, Count, DateField, F, Q, Sum, When
 from django.db.models.functions import TruncDate
 
 from parquet_analytics.coverage import spans
-from parquet_analytics.django.source import read_alias
+from parquet_analytics.django.table.databases import read_alias
 from parquet_analytics.django.table.mapping import PageViewMapping
 from parquet_analytics.querier import Question
 

@@ -185,7 +185,7 @@ def converted(error: AnyDatabaseError) -> DatabaseError:
 def _refused() -> DatabaseError | None:
     """Why one of the PostgreSQL databases does not let this site in, such as a wrong password, by its SQLSTATE."""
     from parquet_analytics._native import PostgresSource
-    from parquet_analytics.django.table.postgres import connection_string
+    from parquet_analytics.django.table.databases import connection_string
 
     for alias in _aliases():
         if connections[alias].vendor != "postgresql":
@@ -203,7 +203,7 @@ def _refused() -> DatabaseError | None:
 def _aliases() -> set[str]:
     """The databases that page views and the ledger are in."""
     from parquet_analytics.django.models import Run
-    from parquet_analytics.django.source import read_alias, write_alias
+    from parquet_analytics.django.table.databases import read_alias, write_alias
     from parquet_analytics.django.table.mapping import configured
 
     mapping = configured()

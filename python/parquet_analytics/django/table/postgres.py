@@ -1,69 +1,13 @@
-"""How Django's own connection to PostgreSQL becomes a connection string, so that custom backends, token logins and
-service files mean here what they mean there. Never logged: it holds the password."""
+"""What a site's own connection to PostgreSQL sees."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from parquet_analytics.django.table import outages
 from parquet_analytics.exceptions import ConfigurationError
 
-__all__ = ["Seen", "connection_string", "seen_by"]
-
-# What Django or its driver take for themselves, or what only tells the driver how to wait on an idle connection.
-_OF_THE_DRIVER = frozenset(
-    {
-        "autocommit",
-        "client_encoding",
-        "connection_factory",
-        "context",
-        "cursor_factory",
-        "isolation_level",
-        "keepalives",
-        "keepalives_count",
-        "keepalives_idle",
-        "keepalives_interval",
-        "prepare_threshold",
-        "row_factory",
-        "server_side_binding",
-        "tcp_user_timeout",
-    }
-)
-
-# Resolved by libpq itself when it connects.
-_OF_LIBPQ = ("service", "passfile")
-
-_RESOLVED = ("host", "hostaddr", "port", "dbname", "user")
-
-
-def connection_string(alias: str) -> str:
-    """Where and how Django connects to a database, as ``name='value'`` pairs.
-
-    Asks Django for its parameters now, so a token is a fresh one. With ``service`` or ``passfile`` it connects, and
-    takes what libpq made of them.
-
-    :raises ConfigurationError: for an option that has no meaning in text.
-    """
-    from django.db import connections
-
-    connection = connections[alias]
-    parameters = {
-        name: value for name, value in connection.get_connection_params().items() if name not in _OF_THE_DRIVER
-    }
-    if {name for name in _OF_LIBPQ if parameters.pop(name, None)}:
-        connection.ensure_connection()
-        parameters |= _resolved(connection.connection)
-    pairs = []
-    for name, value in parameters.items():
-        if value is None or value == "":
-            continue
-        if not isinstance(value, (str, int)):
-            raise ConfigurationError(
-                f"DATABASES[{alias!r}]['OPTIONS'][{name!r}] is a {type(value).__name__}, which cannot be part of a "
-                "connection string; leave it out"
-            )
-        pairs.append(f"{name}={_quoted(str(value))}")
-    return " ".join(pairs)
+__all__ = ["Seen", "seen_by"]
 
 
 class Seen(NamedTuple):
@@ -114,16 +58,3 @@ def seen_by(alias: str, tables: list[str | None]) -> Seen:
     role = user if assumed or not user == login == named else None
     temporary = sorted(name for name, about in found.items() if about[2] == "t")
     return Seen(schemas, None if first is None else first[0], user, role, temporary)
-
-
-def _resolved(driver: Any) -> dict[str, Any]:
-    """Where psycopg (2 or 3) is connected to, and with which password."""
-    info = driver.info
-    given = info.get_parameters() if hasattr(info, "get_parameters") else info.dsn_parameters
-    found = {name: given.get(name) for name in (*_RESOLVED, "sslmode", "sslrootcert", "sslcert", "sslkey")}
-    return {name: value for name, value in found.items() if value} | {"password": info.password}
-
-
-def _quoted(value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
