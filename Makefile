@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python torture mutants wheel lint fmt bench fuzz clean
+.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python test-full-mutants torture mutants wheel lint fmt bench fuzz clean
 
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
@@ -50,7 +50,8 @@ test-python:
 
 # Only what takes long: Rust tests marked #[ignore], Python tests marked `full`.
 test-full: build
-	$(PYTHON) -m tests.services run -- $(MAKE) --no-print-directory -k test-full-rust test-full-python
+	$(PYTHON) -m tests.services run -- $(MAKE) --no-print-directory -k test-full-rust test-full-python \
+		test-full-mutants
 
 test-full-rust:
 	$(with_duckdb) "" cargo test --release --locked -- --ignored
@@ -58,6 +59,10 @@ test-full-rust:
 # Exit status 5: no Python test is marked.
 test-full-python:
 	$(pytest) --full || [ $$? -eq 5 ]
+
+# As much of `make mutants` as takes under ten minutes.
+test-full-mutants:
+	$(PYTHON) scripts/mutants.py src/file/remaining.rs --shard 0/2
 
 # make mutants FILES=src/archive/merge.rs ARGS="--shard 0/4": every mutant takes about a minute.
 mutants: build
