@@ -220,7 +220,7 @@ impl Querier {
             Pages::PathAndVersion => TOP_PAGES_PER_VERSION,
             Pages::FullPath => TOP_FULL_PATHS,
         };
-        self.ask(
+        self.run(
             filter,
             extent.into(),
             sql,
@@ -242,9 +242,9 @@ impl Querier {
         if fill {
             let Span { since, until } = extent.span;
             let days = vec![Param::Date(since.to_date32()), Param::Date(until.to_date32())];
-            self.ask(filter, extent, DAILY_TOTALS_FILLED, days.into(), cancel)
+            self.run(filter, extent, DAILY_TOTALS_FILLED, days.into(), cancel)
         } else {
-            self.ask(filter, extent, DAILY_TOTALS, Params::none(), cancel)
+            self.run(filter, extent, DAILY_TOTALS, Params::none(), cancel)
         }
     }
 
@@ -287,7 +287,7 @@ impl Querier {
         params: Params,
         cancel: &Cancel,
     ) -> Result<Table> {
-        self.ask(filter, extent.into(), sql, params, cancel)
+        self.run(filter, extent.into(), sql, params, cancel)
     }
 
     /// The ids of the erased projects, as old as what is known of recent days.
@@ -348,7 +348,7 @@ impl Querier {
         ))
     }
 
-    fn ask(&self, filter: Filter, extent: Extent, sql: &str, params: Params, cancel: &Cancel) -> Result<Table> {
+    fn run(&self, filter: Filter, extent: Extent, sql: &str, params: Params, cancel: &Cancel) -> Result<Table> {
         let scan = self.scan(filter, &extent, &self.options, cancel);
         let relation: Arc<dyn engine::Relation> = if extent.live.is_empty() {
             scan.clone()

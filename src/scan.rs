@@ -32,7 +32,7 @@ use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
 use crate::engine::{Batches, Relation, Unit};
 use crate::file::footer::GroupPlan;
-use crate::scan::cache::{Freshness, How};
+use crate::scan::cache::{Freshness, Provenance};
 use crate::scan::plan::Filter;
 use crate::store::Store;
 
@@ -210,11 +210,11 @@ impl Scan {
             DayPlan {
                 day: object.day,
                 key: object.key.clone(),
-                state: match (footer, version.how) {
+                state: match (footer, version.provenance) {
                     (None, _) => State::Absent,
-                    (Some(_), How::Cached) => State::Cached,
-                    (Some(_), How::Confirmed) => State::Confirmed,
-                    (Some(_), How::Read) => State::Read,
+                    (Some(_), Provenance::Cached) => State::Cached,
+                    (Some(_), Provenance::Revalidated) => State::Confirmed,
+                    (Some(_), Provenance::Fetched) => State::Read,
                 },
                 size: footer.map_or(0, |footer| footer.size),
                 rows: footer.map_or(0, |footer| footer.rows()),
@@ -303,7 +303,7 @@ impl Scan {
             async move {
                 if let Some(known) = cache::peek(&context.store, &key, context.options.freshness.of(day, context.today))
                 {
-                    let mut version = Version::new(&context, 0, known, How::Cached, None);
+                    let mut version = Version::new(&context, 0, known, Provenance::Cached, None);
                     if narrow::is_settled(&context, &mut version) {
                         return Ok(Arc::new(Object::new(day, key, version.kept(&context))));
                     }

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from tests.archives import DAY, KEY, Place, execute, rows_of, saying, views
 from tests.services import PgBouncer, Postgres, Standby
 from tests.test_export import ADD
 from tests.test_merge import LATE, counts, metadata, stored
+from tests.torture.proxies import Request, S3Proxy, forward
+from tests.torture.proxies import Response as Answer
 
 
 @pytest.fixture
@@ -123,6 +126,65 @@ def test_text_is_compared_by_bytes_whatever_the_collation_says(place: Place, fil
     execute(filled, "UPDATE analytics_pageview SET path = '/INDEX.html' WHERE id = 1")
     assert rows_of(filled, "SELECT id FROM analytics_pageview WHERE path = '/index.html' AND id = 1") == [(1,)]
     assert exporter.delete_exported_pageviews(DAY)["changed_ids"] == [1]
+
+
+@pytest.fixture
+def overtaken(place: Place) -> Iterator[Callable[[str, int, Callable[[], object]], ParquetAnalyticsExporter]]:
+    """An exporter whose n-th write of the day's file is overtaken by something else that is done to the day."""
+    proxy = S3Proxy(place.s3.endpoint_url)
+    writes: list[str] = []
+
+    def exporter(url: str, write: int, meanwhile: Callable[[], object]) -> ParquetAnalyticsExporter:
+        def passed(address: str, request: Request) -> Answer:
+            if request.method == "PUT" and request.path.split("?")[0].endswith(KEY):
+                writes.append(request.path)
+                if len(writes) == write:
+                    meanwhile()
+            return forward(address, request)
+
+        proxy.rewrite = passed
+        options = place.options(endpoint_url=proxy.url)
+        return ParquetAnalyticsExporter(place.url, source=PostgresSource(url), storage_options=options)
+
+    yield exporter
+    proxy.close()
+
+
+@pytest.mark.parametrize(("write", "first", "other"), [(1, 0, 3), (2, 3, 0)])
+def test_two_deletions_of_a_day_end_both(
+    place: Place, filled: str, overtaken: Any, write: int, first: int, other: int
+) -> None:
+    """Each writes into the file what it did; whoever comes later finds the same rows there, and writes once more."""
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    before = stored(place)
+    results = []
+    meanwhile = overtaken(filled, write, lambda: results.append(exporter.delete_exported_pageviews(DAY)))
+    results.append(meanwhile.delete_exported_pageviews(DAY))
+    assert [result["deleted"] for result in results] == [other, first]
+    assert results[-1]["etag"] == exporter.verify(DAY)["etag"]
+    assert left(filled) == [4]
+    assert stored(place).equals(before)
+
+
+@pytest.mark.parametrize(("write", "kept"), [(1, [1, 2, 3, 9]), (2, [9])])
+def test_a_deletion_that_an_export_overtakes_is_refused(
+    place: Place, filled: str, overtaken: Any, write: int, kept: list[int]
+) -> None:
+    """Other rows are in the file now: they have to be looked at first."""
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+
+    def export() -> None:
+        execute(filled, LATE)
+        exporter.export_daily_pageviews(DAY)
+
+    with pytest.raises(ParquetAnalyticsError, match=saying(KEY, "was changed by somebody else")) as caught:
+        overtaken(filled, write, export).delete_exported_pageviews(DAY)
+    assert caught.value.retryable is True
+    assert left(filled) == sorted([*kept, 4])
+    assert exporter.delete_exported_pageviews(DAY)["deleted"] == len(kept)
+    assert stored(place).num_rows == 4
 
 
 def test_rows_that_somebody_has_locked_are_left_and_nobody_waits_for_them(place: Place, filled: str) -> None:

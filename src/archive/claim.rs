@@ -24,7 +24,7 @@ impl Claim {
     /// # Errors
     /// As [`Self::owners`].
     pub async fn present_owners(&self, store: &Store, prefix: &Prefix) -> Result<Vec<Identity>> {
-        let (erased, _) = erased::known(store, prefix, Duration::ZERO).await?;
+        let (erased, _) = erased::load(store, prefix, Duration::ZERO).await?;
         self.owners(store, &prefix.erased_key(), &erased.owners)
     }
 

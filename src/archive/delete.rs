@@ -22,7 +22,7 @@ use crate::file::rows::{Match, RowIndex, RowIndexBuilder};
 use crate::source::Source;
 use crate::source::postgres::PostgresSource;
 use crate::source::postgres::deletion::{Deleter, Limits};
-use crate::store::{Got, IfVersion, Kind, Part, Store};
+use crate::store::{Kind, Part, Precondition, Response, Store};
 
 /// How often rows that somebody else had locked are tried again, and the pause before.
 const PASSES: u32 = 3;
@@ -419,15 +419,15 @@ impl Deletion<'_> {
         if self.checked.elapsed() < RECHECK && self.batches > 0 {
             return Ok(());
         }
-        let version = IfVersion::Is(self.stored.etag.clone());
+        let version = Precondition::IfMatch(self.stored.etag.clone());
         match block_on(self.cancel, self.store.get(&self.stored.key, Part::Tail(1), version))? {
-            Got::Found(_) | Got::Same => {
+            Response::Found(_) | Response::NotModified => {
                 self.checked = Instant::now();
                 Ok(())
             }
-            Got::Changed if self.has_same_rows()? => Ok(()),
-            Got::Changed => Err(overtaken(self.store, &self.stored.key)),
-            Got::Absent => Err(Error::NotStored {
+            Response::PreconditionFailed if self.has_same_rows()? => Ok(()),
+            Response::PreconditionFailed => Err(overtaken(self.store, &self.stored.key)),
+            Response::NotFound => Err(Error::NotStored {
                 key: self.stored.key.clone(),
                 message: format!(
                     "{} has disappeared during the deletion",

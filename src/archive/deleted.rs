@@ -16,7 +16,7 @@ use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::process::PerProcess;
 use crate::base::runtime::{Cancel, block_on};
 use crate::file::tally::Tally;
-use crate::store::{Got, IfVersion, Part, Store, Write};
+use crate::store::{Part, Precondition, Response, Store, Write};
 
 /// The version of the object's form; a newer one is refused.
 const FORMAT: u64 = 1;
@@ -144,8 +144,8 @@ async fn change(store: &Store, prefix: &Prefix, mut change: impl FnMut(&mut List
 
 /// What the object says, and its ETag if there is one.
 async fn read(store: &Store, key: &str) -> Result<(List, Option<String>)> {
-    match store.get(key, Part::All, IfVersion::Any).await? {
-        Got::Found(found) => Ok((parse(key, &found.bytes)?, Some(found.etag))),
+    match store.get(key, Part::All, Precondition::None).await? {
+        Response::Found(found) => Ok((parse(key, &found.bytes)?, Some(found.etag))),
         _ => Ok((List::default(), None)),
     }
 }
@@ -211,9 +211,9 @@ impl List {
 pub fn is_back(store: &Store, prefix: &Prefix, day: Day, etag: &str, file: &Tally, cancel: &Cancel) -> Result<()> {
     block_on(cancel, remove(store, prefix, day))?;
     // A deletion that has begun since may have found the day on the list. It has changed the file before it looked there.
-    let version = IfVersion::Is(etag.to_owned());
+    let version = Precondition::IfMatch(etag.to_owned());
     match block_on(cancel, store.get(&prefix.key(&Scope::Day, day), Part::Tail(1), version))? {
-        Got::Found(_) | Got::Same => Ok(()),
-        Got::Changed | Got::Absent => block_on(cancel, add(store, prefix, day, file)),
+        Response::Found(_) | Response::NotModified => Ok(()),
+        Response::PreconditionFailed | Response::NotFound => block_on(cancel, add(store, prefix, day, file)),
     }
 }

@@ -14,7 +14,7 @@ use crate::base::error::Result;
 use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::runtime::{Cancel, block_on};
 use crate::file::position::Identity;
-use crate::scan::cache::{self, Known};
+use crate::scan::cache::{self, Lookup};
 use crate::source::{BadRows, Sink, Source, Summary};
 use crate::store::Store;
 
@@ -43,7 +43,7 @@ pub fn erase(store: &Store, day: Day, options: &ExportOptions, claim: &Claim, ca
 pub async fn check_day(store: &Store, prefix: &Prefix, day: Day, claim: &Claim) -> Result<()> {
     let owners = claim.present_owners(store, prefix).await?;
     let key = prefix.key(&Scope::Day, day);
-    let Known::Present(footer) = cache::load(store, &key, Duration::ZERO, TAIL).await?.known else {
+    let Lookup::Present(footer) = cache::load(store, &key, Duration::ZERO, TAIL).await?.lookup else {
         return Ok(());
     };
     let position = position_of(&key, &footer)?;

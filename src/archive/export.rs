@@ -147,7 +147,7 @@ impl Export<'_> {
 
     /// Asks which projects were erased, and says whether there are others than before.
     fn ask_erased(&mut self) -> Result<bool> {
-        let asked = erased::known(self.store, &self.options.prefix, Duration::ZERO);
+        let asked = erased::load(self.store, &self.options.prefix, Duration::ZERO);
         let (erased, _) = block_on(self.cancel, asked)?;
         let others = erased != self.erased;
         self.source.exclude(&erased.ids);

@@ -70,7 +70,7 @@ impl Conflict {
 
 /// What is known about the rows that are compared.
 #[derive(Debug, Clone, Copy)]
-pub struct Known<'a> {
+pub struct Evidence<'a> {
     /// Projects whose rows are not stored any more, ascending.
     pub erased: &'a [i32],
     /// Rows with stored ids that live on another date in the source, in order of ids.
@@ -82,7 +82,7 @@ pub struct Known<'a> {
     pub corrections: bool,
 }
 
-impl Known<'_> {
+impl Evidence<'_> {
     /// Whether the stored row with this id has left the database; `None` when that is not known.
     fn is_gone(&self, id: i64) -> Option<bool> {
         self.remaining.map_or(Some(false), |remaining| remaining.is_gone(id))
@@ -119,7 +119,7 @@ impl Known<'_> {
 pub fn merge(
     stored: &StoredDay,
     source: &RowIndex,
-    known: &Known<'_>,
+    evidence: &Evidence<'_>,
     mut keep: impl FnMut(&RecordBatch) -> Result<()>,
     cancel: &Cancel,
 ) -> Result<Merged> {
@@ -127,13 +127,13 @@ pub fn merge(
     let mut matched = 0;
     for batch in stored.batches() {
         cancel.check()?;
-        let batch = without(batch?, known.erased)?;
+        let batch = without(batch?, evidence.erased)?;
         let matches = source.matches(&batch)?;
         let ids = id_column(&batch)?;
         let mut absent = Vec::with_capacity(ids.len());
         for (row, (id, found)) in ids.into_iter().zip(matches).enumerate() {
             let moved = match found {
-                Match::Absent => known.has_moved(id, &batch, row),
+                Match::Absent => evidence.has_moved(id, &batch, row),
                 _ => Some(false),
             };
             merged.moved += u64::from(moved == Some(true));
@@ -141,7 +141,7 @@ pub fn merge(
             absent.push(Some(found == Match::Absent && moved != Some(true)));
             matched += u64::from(found != Match::Absent);
             merged.changed += u64::from(matches!(found, Match::Changed(_) | Match::Conflict(_)));
-            let conflict = known.conflict(id, found).map(|why| Conflict { id, why });
+            let conflict = evidence.conflict(id, found).map(|why| Conflict { id, why });
             merged.conflicts.extend(conflict);
         }
         let absent = BooleanArray::from(absent);
@@ -223,11 +223,11 @@ pub fn without_ids(batch: RecordBatch, ids: &[i64]) -> Result<RecordBatch> {
 /// # Errors
 /// [`Error::Stale`].
 pub fn check_newer(stored: &StoredDay, source: &str, position: Option<&Position>, accept_moved: bool) -> Result<()> {
-    let Some(known) = &stored.position else {
+    let Some(before) = &stored.position else {
         return Ok(());
     };
     let stale = match position {
-        Some(position) => position.covers(known),
+        Some(position) => position.covers(before),
         None => Err(Stale::OtherDatabase),
     };
     let from = stored.source.as_deref().unwrap_or("another source");
@@ -255,7 +255,7 @@ const ACCEPT_MOVED: &str = "Was this the wrong database? If it was moved, upgrad
 
 /// How a table is not the one that a stored day belongs to, in words that follow its name.
 pub fn differs(how: Stale, found: Option<&Identity>, stored: &StoredDay, from: &str) -> String {
-    let known = stored.position.as_ref().map(|position| &position.identity);
+    let before = stored.position.as_ref().map(|position| &position.identity);
     let shown = |identity: Option<&Identity>| identity.map_or_else(|| "none".to_owned(), ToString::to_string);
     let what = match how {
         Stale::OtherTimeline => {
@@ -267,7 +267,7 @@ pub fn differs(how: Stale, found: Option<&Identity>, stored: &StoredDay, from: &
     format!(
         "{what} {} was exported from ({from}: {}; this is {})",
         stored.key,
-        shown(known),
+        shown(before),
         shown(found)
     )
 }

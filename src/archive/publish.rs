@@ -12,7 +12,7 @@ use crate::base::keys::Prefix;
 use crate::base::process::PerProcess;
 use crate::base::schema::meta;
 use crate::scan::cache;
-use crate::store::{Got, IfVersion, NotPut, Part, Store, Write};
+use crate::store::{NotPut, Part, Precondition, Response, Store, Write};
 
 /// The largest file that goes up: in one request, because an upload in parts cannot be made conditional
 /// everywhere, and whole days are far below.
@@ -100,8 +100,10 @@ pub async fn publish(
 
 /// The ETag, when the object is this run's.
 async fn is_ours(store: &Store, key: &str, run_id: &str) -> Result<Option<String>> {
-    match store.get(key, Part::Tail(1), IfVersion::Any).await? {
-        Got::Found(found) if found.metadata.get(meta::RUN_ID).is_some_and(|run| run == run_id) => Ok(Some(found.etag)),
+    match store.get(key, Part::Tail(1), Precondition::None).await? {
+        Response::Found(found) if found.metadata.get(meta::RUN_ID).is_some_and(|run| run == run_id) => {
+            Ok(Some(found.etag))
+        }
         _ => Ok(None),
     }
 }
@@ -177,7 +179,10 @@ pub async fn ignored_conditions(store: &Store, prefix: &Prefix) -> Result<Vec<&'
 pub async fn probe(store: &Store, prefix: &Prefix) -> Result<Vec<&'static str>> {
     let key = prefix.probe_key();
     let ignored = ignored(store, &key).await?;
-    if !matches!(store.get(&key, Part::All, IfVersion::Any).await?, Got::Found(_)) {
+    if !matches!(
+        store.get(&key, Part::All, Precondition::None).await?,
+        Response::Found(_)
+    ) {
         return Err(Error::Store {
             message: format!("{} was written, and is not there when it is read", store.url_of(&key)),
             key: Some(key),
@@ -203,9 +208,9 @@ async fn ignored(store: &Store, key: &str) -> Result<Vec<&'static str>> {
     // The first creation succeeds if nobody was here before.
     let create = refused(Write::Create).await? || refused(Write::Create).await?;
     let replace = refused(Write::Replace(NO_ETAG.to_owned())).await?;
-    let is = store.heeds(key, IfVersion::Is(NO_ETAG.to_owned())).await?;
-    let is_not = match store.get(key, Part::Tail(1), IfVersion::Any).await? {
-        Got::Found(found) => store.heeds(key, IfVersion::IsNot(found.etag)).await?,
+    let is = store.heeds(key, Precondition::IfMatch(NO_ETAG.to_owned())).await?;
+    let is_not = match store.get(key, Part::Tail(1), Precondition::None).await? {
+        Response::Found(found) => store.heeds(key, Precondition::IfNoneMatch(found.etag)).await?,
         _ => true,
     };
     Ok([

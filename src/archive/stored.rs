@@ -20,7 +20,7 @@ use crate::file::sort::BATCH_ROWS;
 use crate::file::tally::Tally;
 use crate::file::writer::sha256;
 use crate::scan::WholeFile;
-use crate::store::{Got, IfVersion, Part, Store};
+use crate::store::{Part, Precondition, Response, Store};
 
 /// One version of a day's file, whole.
 #[derive(Debug, Clone)]
@@ -53,8 +53,8 @@ impl StoredDay {
     /// [`Error::Mismatch`] when its bytes are not those whose hash was recorded, [`Error::CorruptFile`] when they
     /// are no page-view file, or that of another day, otherwise what [`Store::get`] says.
     pub async fn read(store: &Store, key: &str, day: Day) -> Result<Option<Self>> {
-        let found = match store.get(key, Part::All, IfVersion::Any).await? {
-            Got::Found(found) => found,
+        let found = match store.get(key, Part::All, Precondition::None).await? {
+            Response::Found(found) => found,
             _ => return Ok(None),
         };
         let sha = sha256(&found.bytes);

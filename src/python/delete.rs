@@ -12,7 +12,7 @@ use crate::base::runtime::Cancel;
 use crate::source::postgres::deletion::Limits;
 
 use super::errors::OrRaise;
-use super::export::{first_ids, teller};
+use super::export::{first_ids, progress_reporter};
 use super::run::run;
 use super::sources::PyPostgresSource;
 use super::store::PyStore;
@@ -62,11 +62,11 @@ pub fn delete_day<'py>(
         },
     };
     let counter = DeleteProgress::default();
-    let tell = teller(progress.as_ref(), || counter.rows());
+    let report = progress_reporter(progress.as_ref(), || counter.rows());
     let source = source.source();
     let cancel = Cancel::new();
     let work = || delete::delete(&source, &store.inner, day, &options, &counter, &cancel);
-    let deleted = run(py, &cancel, work, tell)?;
+    let deleted = run(py, &cancel, work, report)?;
     let result = PyDict::new(py);
     result.set_item("date", day.to_string())?;
     result.set_item("key", &deleted.key)?;

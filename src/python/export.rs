@@ -133,12 +133,12 @@ pub fn export_day<'py>(
     } else {
         Progress::default()
     };
-    let tell = teller(progress.as_ref(), || counter.rows());
+    let report = progress_reporter(progress.as_ref(), || counter.rows());
     let raised = source.raised();
     let mut source = source.open()?;
     let cancel = Cancel::new();
     let work = || export::export(source.as_mut(), &store.inner, day, &options, &counter, &cancel);
-    let exported = run(py, &cancel, work, tell).map_err(|error| raised.as_cause_of(py, error))?;
+    let exported = run(py, &cancel, work, report).map_err(|error| raised.as_cause_of(py, error))?;
     describe(py, &exported)
 }
 
@@ -146,17 +146,17 @@ pub fn export_day<'py>(
 const SILENCE: Duration = Duration::from_secs(1);
 
 /// Calls `progress` with what `now` gives when that has changed, and at least once a second.
-pub(super) fn teller<'py, T: PartialEq + Copy + pyo3::call::PyCallArgs<'py>>(
+pub(super) fn progress_reporter<'py, T: PartialEq + Copy + pyo3::call::PyCallArgs<'py>>(
     progress: Option<&Bound<'py, PyAny>>,
     now: impl Fn() -> T,
 ) -> impl FnMut(Python<'_>) -> PyResult<()> {
-    let mut told: Option<(T, Instant)> = None;
+    let mut reported: Option<(T, Instant)> = None;
     move |_| {
         let now = now();
         if let Some(progress) = progress
-            && told.is_none_or(|(told, when)| told != now || when.elapsed() >= SILENCE)
+            && reported.is_none_or(|(last, when)| last != now || when.elapsed() >= SILENCE)
         {
-            told = Some((now, Instant::now()));
+            reported = Some((now, Instant::now()));
             progress.call1(now)?;
         }
         Ok(())

@@ -14,7 +14,7 @@ use crate::base::error::{Error, Result};
 use crate::base::keys::Day;
 use crate::base::process::PerProcess;
 use crate::file::footer::{Footer, Parsed};
-use crate::store::{Fetched, Got, IfVersion, Part, Store};
+use crate::store::{Fetched, Part, Precondition, Response, Store};
 
 /// Bytes of footers that are kept, in memory.
 const CAPACITY: usize = 256 << 20;
@@ -60,29 +60,29 @@ impl Freshness {
     }
 }
 
-/// What is known about a key.
+/// What a key holds.
 #[derive(Debug, Clone)]
-pub enum Known {
+pub enum Lookup {
     Present(Arc<Footer>),
     Absent,
 }
 
-/// How it became known.
+/// Where that comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum How {
+pub enum Provenance {
     /// Without a request.
     Cached,
     /// The store said that nothing has changed.
-    Confirmed,
+    Revalidated,
     /// Read from the store.
-    Read,
+    Fetched,
 }
 
 /// An answer of [`load`], and what it cost.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    pub known: Known,
-    pub how: How,
+    pub lookup: Lookup,
+    pub provenance: Provenance,
     pub requests: u32,
     pub bytes: u64,
     /// The last bytes of the object and where they begin, when they were read just now.
@@ -90,7 +90,7 @@ pub struct Loaded {
 }
 
 struct Entry {
-    known: Known,
+    known: Lookup,
     learned: Instant,
     used: u64,
     size: usize,
@@ -112,22 +112,22 @@ fn memory() -> MutexGuard<'static, Memory> {
 }
 
 impl Memory {
-    fn get(&mut self, store: &str, key: &str) -> Option<(Known, Instant)> {
+    fn get(&mut self, store: &str, key: &str) -> Option<(Lookup, Instant)> {
         self.clock += 1;
         let entry = self.stores.get_mut(store)?.get_mut(key)?;
         entry.used = self.clock;
         Some((entry.known.clone(), entry.learned))
     }
 
-    fn put(&mut self, store: &str, key: &str, known: Known, asked: Instant) {
+    fn put(&mut self, store: &str, key: &str, known: Lookup, asked: Instant) {
         let size = ENTRY
             + key.len()
-            + if let Known::Present(footer) = &known {
+            + if let Lookup::Present(footer) = &known {
                 footer.memory_size()
             } else {
                 0
             };
-        if let Known::Present(footer) = &known {
+        if let Lookup::Present(footer) = &known {
             let tail = self.tails.entry(store.to_owned()).or_default();
             *tail = footer.tail.max(*tail);
         }
@@ -190,7 +190,7 @@ pub fn forget(store: &Store, key: &str) {
 }
 
 /// What is known about a key and was learned at most `max_age` ago; never asks the store.
-pub fn peek(store: &Store, key: &str, max_age: Duration) -> Option<Known> {
+pub fn peek(store: &Store, key: &str, max_age: Duration) -> Option<Lookup> {
     let (known, learned) = memory().get(store.id(), key)?;
     (learned.elapsed() <= max_age).then_some(known)
 }
@@ -209,18 +209,18 @@ pub fn tail_guess(store: &Store, wave: usize) -> u64 {
 pub async fn load(store: &Store, key: &str, max_age: Duration, guess: u64) -> Result<Loaded> {
     let remembered = memory().get(store.id(), key);
     let mut loaded = Loaded {
-        known: Known::Absent,
-        how: How::Cached,
+        lookup: Lookup::Absent,
+        provenance: Provenance::Cached,
         requests: 0,
         bytes: 0,
         tail: None,
     };
-    let mut condition = IfVersion::Any;
+    let mut condition = Precondition::None;
     if let Some((known, learned)) = remembered {
-        if let Known::Present(footer) = &known {
-            condition = IfVersion::IsNot(footer.etag.clone());
+        if let Lookup::Present(footer) = &known {
+            condition = Precondition::IfNoneMatch(footer.etag.clone());
         }
-        loaded.known = known;
+        loaded.lookup = known;
         if learned.elapsed() <= max_age {
             return Ok(loaded);
         }
@@ -230,14 +230,16 @@ pub async fn load(store: &Store, key: &str, max_age: Duration, guess: u64) -> Re
         let asked = Instant::now();
         loaded.requests += 1;
         match store.get(key, Part::Tail(guess), condition.clone()).await? {
-            Got::Same => loaded.how = How::Confirmed,
-            Got::Absent => (loaded.known, loaded.how) = (Known::Absent, How::Read),
+            Response::NotModified => loaded.provenance = Provenance::Revalidated,
+            Response::NotFound => (loaded.lookup, loaded.provenance) = (Lookup::Absent, Provenance::Fetched),
             // Only a read on condition of a version answers this.
-            Got::Changed => continue,
-            Got::Found(found) => {
+            Response::PreconditionFailed => continue,
+            Response::Found(found) => {
                 loaded.bytes += found.bytes.len() as u64;
                 match read(store, key, found, &mut loaded).await {
-                    Ok(Some(footer)) => (loaded.known, loaded.how) = (Known::Present(Arc::new(footer)), How::Read),
+                    Ok(Some(footer)) => {
+                        (loaded.lookup, loaded.provenance) = (Lookup::Present(Arc::new(footer)), Provenance::Fetched)
+                    }
                     Ok(None) => continue,
                     Err(error) => {
                         forget(store, key);
@@ -246,7 +248,7 @@ pub async fn load(store: &Store, key: &str, max_age: Duration, guess: u64) -> Re
                 }
             }
         }
-        memory().put(store.id(), key, loaded.known.clone(), asked);
+        memory().put(store.id(), key, loaded.lookup.clone(), asked);
         return Ok(loaded);
     }
     Err(changing(key))
@@ -285,18 +287,18 @@ async fn read(store: &Store, key: &str, tail: Fetched, loaded: &mut Loaded) -> R
         };
         loaded.requests += 1;
         match store
-            .get(key, Part::Range(from..offset), IfVersion::Is(etag.clone()))
+            .get(key, Part::Range(from..offset), Precondition::IfMatch(etag.clone()))
             .await?
         {
-            Got::Found(more) if more.offset == from && more.bytes.len() as u64 == offset - from => {
+            Response::Found(more) if more.offset == from && more.bytes.len() as u64 == offset - from => {
                 loaded.bytes += more.bytes.len() as u64;
                 let mut whole = BytesMut::with_capacity(more.bytes.len() + bytes.len());
                 whole.extend_from_slice(&more.bytes);
                 whole.extend_from_slice(&bytes);
                 (bytes, offset) = (whole.freeze(), from);
             }
-            Got::Found(_) => return Err(Error::corrupt(key, "the store returned other bytes than asked for")),
-            Got::Absent | Got::Changed | Got::Same => return Ok(None),
+            Response::Found(_) => return Err(Error::corrupt(key, "the store returned other bytes than asked for")),
+            Response::NotFound | Response::PreconditionFailed | Response::NotModified => return Ok(None),
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::base::error::Result;
 use crate::base::keys::Prefix;
 use crate::base::process::PerProcess;
 use crate::file::position::Identity;
-use crate::store::{Got, IfVersion, Part, Store};
+use crate::store::{Part, Precondition, Response, Store};
 use list::List;
 
 /// How long the list is believed at most, whatever is accepted of files. Whoever hides projects until all know of
@@ -41,7 +41,7 @@ struct Remembered {
 static REMEMBERED: PerProcess<Mutex<HashMap<(String, Prefix), Remembered>>> = PerProcess::new();
 
 /// What the list says, and whether that took a request. What was asked less than `max_age` and a minute ago is believed.
-pub async fn known(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(Erased, bool)> {
+pub async fn load(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(Erased, bool)> {
     let max_age = max_age.min(OLDEST);
     let name = (store.id().to_owned(), prefix.clone());
     let known = {
@@ -54,11 +54,11 @@ pub async fn known(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<
     let asked = Instant::now();
     let version = known
         .as_ref()
-        .map_or(IfVersion::Any, |(etag, _)| IfVersion::IsNot(etag.clone()));
+        .map_or(Precondition::None, |(etag, _)| Precondition::IfNoneMatch(etag.clone()));
     let key = prefix.erased_key();
     let (etag, erased) = match (store.get(&key, Part::All, version).await?, known) {
-        (Got::Same, Some((etag, erased))) => (Some(etag), erased),
-        (Got::Found(found), _) => {
+        (Response::NotModified, Some((etag, erased))) => (Some(etag), erased),
+        (Response::Found(found), _) => {
             let list = List::parse(&key, &found.bytes)?;
             let erased = Erased {
                 ids: list.projects.keys().copied().collect(),
@@ -66,7 +66,7 @@ pub async fn known(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<
             };
             (Some(found.etag), erased)
         }
-        (Got::Absent | Got::Changed | Got::Same, _) => (None, Erased::default()),
+        (Response::NotFound | Response::PreconditionFailed | Response::NotModified, _) => (None, Erased::default()),
     };
     let fresh = Remembered {
         asked,
@@ -77,9 +77,9 @@ pub async fn known(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<
     Ok((erased, true))
 }
 
-/// The ids of [`known`].
+/// The ids of [`load`].
 pub async fn ids(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(Ids, bool)> {
-    let (erased, asked) = known(store, prefix, max_age).await?;
+    let (erased, asked) = load(store, prefix, max_age).await?;
     Ok((erased.ids, asked))
 }
 

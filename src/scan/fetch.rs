@@ -22,7 +22,7 @@ use crate::base::keys::Day;
 use crate::base::runtime;
 use crate::scan::cache;
 use crate::scan::plan;
-use crate::store::{Got, IfVersion, Part as Bytewise};
+use crate::store::{Part as Bytewise, Precondition, Response};
 
 /// How often an object that is replaced again and again is planned anew.
 const REPLANS: u32 = 4;
@@ -115,7 +115,7 @@ pub(super) async fn load(context: &Arc<Context>, day: Day, key: &str, guess: u64
             .counters
             .footer_waves
             .fetch_max(u64::from(loaded.requests), Ordering::Relaxed);
-        let version = Version::new(context, generation, loaded.known, loaded.how, loaded.tail);
+        let version = Version::new(context, generation, loaded.lookup, loaded.provenance, loaded.tail);
         let narrowed = narrow::to_project(context, key, version)
             .await
             .map_err(|error| error.on_day(day))?;
@@ -328,10 +328,14 @@ pub(super) async fn get(context: &Context, key: &str, etag: &str, range: Range<u
     context.count(|counters| &counters.data_requests, 1);
     match context
         .store
-        .get(key, Bytewise::Range(range.clone()), IfVersion::Is(etag.to_owned()))
+        .get(
+            key,
+            Bytewise::Range(range.clone()),
+            Precondition::IfMatch(etag.to_owned()),
+        )
         .await?
     {
-        Got::Found(found) => {
+        Response::Found(found) => {
             context.count(|counters| &counters.bytes, found.bytes.len() as u64);
             if found.offset != range.start || found.bytes.len() as u64 != range.end - range.start {
                 let message = format!("{key}: the store returned other bytes than asked for; ask again");
@@ -343,6 +347,6 @@ pub(super) async fn get(context: &Context, key: &str, etag: &str, range: Range<u
             }
             Ok(Some((found.offset, found.bytes)))
         }
-        Got::Absent | Got::Changed | Got::Same => Ok(None),
+        Response::NotFound | Response::PreconditionFailed | Response::NotModified => Ok(None),
     }
 }

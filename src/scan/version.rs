@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::Context;
 use crate::file::footer::Footer;
 use crate::file::footer::GroupPlan;
-use crate::scan::cache::{How, Known};
+use crate::scan::cache::{Lookup, Provenance};
 use crate::scan::plan;
 
 /// One version of a day's file, or its absence, and what of it can matter.
@@ -18,16 +18,22 @@ pub(super) struct Version {
     pub generation: u32,
     pub footer: Option<Arc<Footer>>,
     pub groups: Vec<GroupPlan>,
-    pub how: How,
+    pub provenance: Provenance,
     /// The end of the object, when it has just been read: small files are in it whole.
     pub tail: Option<(u64, Bytes)>,
 }
 
 impl Version {
-    pub fn new(context: &Context, generation: u32, known: Known, how: How, tail: Option<(u64, Bytes)>) -> Self {
-        let footer = match known {
-            Known::Present(footer) => Some(footer),
-            Known::Absent => None,
+    pub fn new(
+        context: &Context,
+        generation: u32,
+        lookup: Lookup,
+        provenance: Provenance,
+        tail: Option<(u64, Bytes)>,
+    ) -> Self {
+        let footer = match lookup {
+            Lookup::Present(footer) => Some(footer),
+            Lookup::Absent => None,
         };
         let groups = footer
             .as_ref()
@@ -37,7 +43,7 @@ impl Version {
             generation,
             footer,
             groups,
-            how,
+            provenance,
             tail,
         }
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use super::{Fetched, Got, IfVersion, Part, Write, span};
+use super::{Fetched, Part, Precondition, Response, Write, span};
 use crate::base::error::{Error, Result};
 
 /// Stands in a folder whose file system cannot lock folders (NFS).
@@ -30,12 +30,12 @@ impl Folder {
         Self { root }
     }
 
-    pub fn get(&self, key: &str, part: &Part, version: &IfVersion) -> Result<Got> {
+    pub fn get(&self, key: &str, part: &Part, version: &Precondition) -> Result<Response> {
         let path = self.root.join(key);
         let fail = |error| self.error("reading", key, &path, error);
         let file = match File::open(&path) {
             Ok(file) => file,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Got::Absent),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Response::NotFound),
             Err(error) => return Err(fail(error)),
         };
         let meta = file.metadata().map_err(fail)?;
@@ -56,7 +56,7 @@ impl Folder {
                 .map_err(|_| Error::internal("a read larger than memory"))?
         ];
         file.read_exact_at(&mut bytes, range.start).map_err(fail)?;
-        Ok(Got::Found(Fetched {
+        Ok(Response::Found(Fetched {
             bytes: Bytes::from(bytes),
             offset: range.start,
             size,

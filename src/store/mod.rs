@@ -59,22 +59,22 @@ pub enum Part {
 
 /// On which version of an object a read depends.
 #[derive(Debug, Clone, Default)]
-pub enum IfVersion {
+pub enum Precondition {
     #[default]
-    Any,
-    /// Only this ETag: [`Got::Changed`] otherwise.
-    Is(String),
-    /// Only when it is no longer this ETag: [`Got::Same`] otherwise.
-    IsNot(String),
+    None,
+    /// Only this ETag: [`Response::PreconditionFailed`] otherwise.
+    IfMatch(String),
+    /// Only when it is no longer this ETag: [`Response::NotModified`] otherwise.
+    IfNoneMatch(String),
 }
 
-impl IfVersion {
+impl Precondition {
     /// What an answer with this ETag is, where it is not the object that was asked for. Every read goes by it, so that
     /// a store which ignores conditions, or a proxy before one, never passes one version off as another.
-    fn other_than_asked(&self, etag: &str) -> Option<Got> {
+    fn other_than_asked(&self, etag: &str) -> Option<Response> {
         match self {
-            Self::Is(asked) if asked != etag => Some(Got::Changed),
-            Self::IsNot(known) if known == etag => Some(Got::Same),
+            Self::IfMatch(asked) if asked != etag => Some(Response::PreconditionFailed),
+            Self::IfNoneMatch(known) if known == etag => Some(Response::NotModified),
             _ => None,
         }
     }
@@ -82,14 +82,14 @@ impl IfVersion {
 
 /// The answer to a read.
 #[derive(Debug, Clone)]
-pub enum Got {
+pub enum Response {
     Found(Fetched),
     /// There is no such object (and the store said so with a 404 for the key, nothing else).
-    Absent,
+    NotFound,
     /// The object is another version than asked for.
-    Changed,
+    PreconditionFailed,
     /// The object is still the version known.
-    Same,
+    NotModified,
 }
 
 #[derive(Debug, Clone)]
@@ -284,7 +284,7 @@ impl Store {
     /// # Errors
     /// [`Error::Permission`] when the store denies it, [`Error::Configuration`] for a missing bucket, wrong credentials or a
     /// wrong region, [`Error::CorruptFile`] for a range beyond the end, [`Error::Store`] for everything else.
-    pub async fn get(&self, key: &str, part: Part, version: IfVersion) -> Result<Got> {
+    pub async fn get(&self, key: &str, part: Part, version: Precondition) -> Result<Response> {
         match &part {
             Part::Range(range) if range.start >= range.end => {
                 return Err(Error::internal(format!("an empty range of {key}")));
@@ -296,21 +296,21 @@ impl Store {
             return self.target.get(key, &part, &version, self.counters.as_deref()).await;
         };
         let key = self.target.location.full_key(key)?;
-        let got = blocking(move || folder.get(&key, &part, &version)).await?;
-        let read = if let Got::Found(found) = &got {
+        let response = blocking(move || folder.get(&key, &part, &version)).await?;
+        let read = if let Response::Found(found) = &response {
             found.bytes.len() as u64
         } else {
             0
         };
         self.count(read, 0);
-        Ok(got)
+        Ok(response)
     }
 
     /// Whether the store itself heeds the condition of a read: it does not send an object for which it is not met.
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub async fn heeds(&self, key: &str, version: IfVersion) -> Result<bool> {
+    pub async fn heeds(&self, key: &str, version: Precondition) -> Result<bool> {
         if self.folder.is_some() {
             return Ok(true);
         }

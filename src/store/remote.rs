@@ -16,7 +16,7 @@ use super::error::{Context, Doing, Meaning, conflict};
 use super::http::{Answer, Trace};
 use super::options::Options;
 use super::refusal::Refusal;
-use super::{Counters, Fetched, Got, IfVersion, Kind, NotPut, Part, Write, span};
+use super::{Counters, Fetched, Kind, NotPut, Part, Precondition, Response, Write, span};
 use crate::base::error::{Error, Result};
 
 /// Larger objects need a multipart upload, which has no conditions.
@@ -52,7 +52,13 @@ impl Target {
         self.context(Doing::Reading, key, key).explain(error, answer)
     }
 
-    pub async fn get(&self, key: &str, part: &Part, version: &IfVersion, counters: Option<&Counters>) -> Result<Got> {
+    pub async fn get(
+        &self,
+        key: &str,
+        part: &Part,
+        version: &Precondition,
+        counters: Option<&Counters>,
+    ) -> Result<Response> {
         let full_key = self.location.full_key(key)?;
         let path = parse(&full_key)?;
         let context = self.context(Doing::Reading, key, &full_key);
@@ -64,31 +70,33 @@ impl Target {
                 .azure_tail(&client, &context, &path, *length, version, counters)
                 .await;
         }
-        let got = self
+        let response = self
             .read(&client, &context, &path, part, version, false, counters)
             .await?;
-        match got {
-            Read::Got(got) | Read::Ignored(got) => Ok(got),
+        match response {
+            Read::Answered(response) | Read::Ignored(response) => Ok(response),
             // An object without bytes has no last byte. Its ETag comes with a request for everything, which is nothing.
             Read::OutOfRange if matches!(part, Part::Tail(_)) => {
                 match self
                     .read(&client, &context, &path, &Part::All, version, false, counters)
                     .await?
                 {
-                    Read::Got(got) | Read::Ignored(got) => cut(key, part, got),
+                    Read::Answered(response) | Read::Ignored(response) => cut(key, part, response),
                     Read::OutOfRange => Err(context.broken("the store refuses to give the whole object", false)),
                 }
             }
             Read::OutOfRange => match part {
                 // A refusal has no ETag, and a store that ignores the condition gives it for another, shorter object.
-                Part::Range(range) if matches!(version, IfVersion::Is(_)) => {
+                Part::Range(range) if matches!(version, Precondition::IfMatch(_)) => {
                     let first = Part::Range(0..1);
                     match self
                         .read(&client, &context, &path, &first, version, false, counters)
                         .await?
                     {
-                        Read::Got(Got::Found(_)) | Read::OutOfRange => Err(context.beyond_end(range.start, range.end)),
-                        Read::Got(other) | Read::Ignored(other) => Ok(other),
+                        Read::Answered(Response::Found(_)) | Read::OutOfRange => {
+                            Err(context.beyond_end(range.start, range.end))
+                        }
+                        Read::Answered(other) | Read::Ignored(other) => Ok(other),
                     }
                 }
                 Part::Range(range) => Err(context.beyond_end(range.start, range.end)),
@@ -98,7 +106,7 @@ impl Target {
     }
 
     /// Whether the store answers a read as its condition wants it.
-    pub async fn heeds(&self, key: &str, version: &IfVersion, counters: Option<&Counters>) -> Result<bool> {
+    pub async fn heeds(&self, key: &str, version: &Precondition, counters: Option<&Counters>) -> Result<bool> {
         let full_key = self.location.full_key(key)?;
         let path = parse(&full_key)?;
         let context = self.context(Doing::Reading, key, &full_key);
@@ -114,28 +122,37 @@ impl Target {
         context: &Context<'_>,
         path: &Path,
         length: u64,
-        version: &IfVersion,
+        version: &Precondition,
         counters: Option<&Counters>,
-    ) -> Result<Got> {
+    ) -> Result<Response> {
         for _ in 0..AZURE_ATTEMPTS {
             let head = match self
                 .read(client, context, path, &Part::All, version, true, counters)
                 .await?
             {
-                Read::Got(Got::Found(head)) => head,
-                Read::Got(other) | Read::Ignored(other) => return Ok(other),
+                Read::Answered(Response::Found(head)) => head,
+                Read::Answered(other) | Read::Ignored(other) => return Ok(other),
                 Read::OutOfRange => return Err(context.broken("the store refuses to tell the object's size", false)),
             };
             if head.size == 0 {
-                return Ok(Got::Found(head));
+                return Ok(Response::Found(head));
             }
             let part = Part::Range(head.size.saturating_sub(length)..head.size);
             match self
-                .read(client, context, path, &part, &IfVersion::Is(head.etag), false, counters)
+                .read(
+                    client,
+                    context,
+                    path,
+                    &part,
+                    &Precondition::IfMatch(head.etag),
+                    false,
+                    counters,
+                )
                 .await?
             {
-                Read::Got(Got::Changed) | Read::Ignored(Got::Changed) if !matches!(version, IfVersion::Is(_)) => {}
-                Read::Got(got) | Read::Ignored(got) => return Ok(got),
+                Read::Answered(Response::PreconditionFailed) | Read::Ignored(Response::PreconditionFailed)
+                    if !matches!(version, Precondition::IfMatch(_)) => {}
+                Read::Answered(response) | Read::Ignored(response) => return Ok(response),
                 Read::OutOfRange => {}
             }
         }
@@ -149,15 +166,15 @@ impl Target {
         context: &Context<'_>,
         path: &Path,
         part: &Part,
-        version: &IfVersion,
+        version: &Precondition,
         head: bool,
         counters: Option<&Counters>,
     ) -> Result<Read> {
         let kind = self.location.kind;
         let (if_match, if_none_match) = match version {
-            IfVersion::Any => (None, None),
-            IfVersion::Is(etag) => (Some(http_etag(kind, etag)), None),
-            IfVersion::IsNot(etag) => (None, Some(http_etag(kind, etag))),
+            Precondition::None => (None, None),
+            Precondition::IfMatch(etag) => (Some(http_etag(kind, etag)), None),
+            Precondition::IfNoneMatch(etag) => (None, Some(http_etag(kind, etag))),
         };
         let range = match part {
             Part::All => None,
@@ -178,12 +195,12 @@ impl Target {
         let answer = trace.answer();
         let (bytes, result) = match result {
             Ok(found) => found,
-            Err(object_store::Error::NotModified { .. }) => return Ok(Read::Got(Got::Same)),
-            Err(object_store::Error::Precondition { .. }) => return Ok(Read::Got(Got::Changed)),
+            Err(object_store::Error::NotModified { .. }) => return Ok(Read::Answered(Response::NotModified)),
+            Err(object_store::Error::Precondition { .. }) => return Ok(Read::Answered(Response::PreconditionFailed)),
             Err(object_store::Error::NotFound { .. })
                 if kind == Kind::Memory || answer.meaning() == Meaning::NoSuchKey =>
             {
-                return Ok(Read::Got(Got::Absent));
+                return Ok(Read::Answered(Response::NotFound));
             }
             Err(error) => {
                 // Azure and memory leave it to object_store to notice, which has no variant of its own for it.
@@ -227,7 +244,7 @@ impl Target {
             }
         }
         let metadata = metadata_of(kind, &result.attributes);
-        Ok(Read::Got(Got::Found(Fetched {
+        Ok(Read::Answered(Response::Found(Fetched {
             bytes,
             offset: result.range.start,
             size,
@@ -367,9 +384,9 @@ impl Target {
 }
 
 enum Read {
-    Got(Got),
+    Answered(Response),
     /// What would have been right to answer: the store sent an object although the condition was not met.
-    Ignored(Got),
+    Ignored(Response),
     /// The store says that the range begins after the object's end.
     OutOfRange,
 }
@@ -391,13 +408,15 @@ async fn fetch(client: &Client, path: &Path, options: GetOptions) -> object_stor
     Ok((whole.bytes().await?, result))
 }
 
-fn cut(key: &str, part: &Part, got: Got) -> Result<Got> {
-    let Got::Found(mut all) = got else { return Ok(got) };
+fn cut(key: &str, part: &Part, response: Response) -> Result<Response> {
+    let Response::Found(mut all) = response else {
+        return Ok(response);
+    };
     let range = span(key, part, all.size)?;
     let at = |byte: u64| usize::try_from(byte).map_err(|_| Error::internal("an object larger than memory"));
     all.bytes = all.bytes.slice(at(range.start)?..at(range.end)?);
     all.offset = range.start;
-    Ok(Got::Found(all))
+    Ok(Response::Found(all))
 }
 
 fn parse(full_key: &str) -> Result<Path> {

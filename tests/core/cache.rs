@@ -8,7 +8,7 @@ use parquet::file::properties::EnabledStatistics;
 use parquet_analytics::base::error::{Error, Kind, Result};
 use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::base::schema;
-use parquet_analytics::scan::cache::{self, How, Known, Loaded};
+use parquet_analytics::scan::cache::{self, Loaded, Lookup, Provenance};
 use parquet_analytics::store::Store;
 use rand::{Rng, SeedableRng};
 
@@ -23,9 +23,9 @@ fn load(store: &Store, max_age: Duration, guess: u64) -> Result<Loaded> {
 }
 
 fn rows(loaded: &Loaded) -> Option<u64> {
-    match &loaded.known {
-        Known::Present(footer) => Some(footer.rows()),
-        Known::Absent => None,
+    match &loaded.lookup {
+        Lookup::Present(footer) => Some(footer.rows()),
+        Lookup::Absent => None,
     }
 }
 
@@ -63,12 +63,12 @@ fn footer_and_page_index_of_200_row_groups_take_one_request() {
     let store = store();
     put(&store, KEY, &file);
     let loaded = load(&store, LONG, cache::tail_guess(&store, 1)).unwrap();
-    let Known::Present(footer) = &loaded.known else {
+    let Lookup::Present(footer) = &loaded.lookup else {
         panic!("absent")
     };
     assert_eq!(footer.metadata().num_row_groups(), 200);
     assert!(footer.metadata().column_index().is_some() && footer.metadata().offset_index().is_some());
-    assert_eq!((loaded.requests, loaded.how), (1, How::Read));
+    assert_eq!((loaded.requests, loaded.provenance), (1, Provenance::Fetched));
     let learned = cache::tail_guess(&store, 1);
     assert!(
         learned > footer.tail && learned < footer.tail * 2,
@@ -88,13 +88,16 @@ fn many_unknown_footers_are_not_asked_for_with_large_guesses() {
 fn what_is_known_is_believed_for_its_time_and_then_confirmed_without_bytes() {
     let store = store();
     put(&store, KEY, &small(1000));
-    assert_eq!(load(&store, LONG, 1 << 20).unwrap().how, How::Read);
+    assert_eq!(load(&store, LONG, 1 << 20).unwrap().provenance, Provenance::Fetched);
     let again = load(&store, LONG, 1 << 20).unwrap();
-    assert_eq!((again.how, again.requests, rows(&again)), (How::Cached, 0, Some(1000)));
+    assert_eq!(
+        (again.provenance, again.requests, rows(&again)),
+        (Provenance::Cached, 0, Some(1000))
+    );
     let old = load(&store, Duration::ZERO, 1 << 20).unwrap();
     assert_eq!(
-        (old.how, old.requests, old.bytes, rows(&old)),
-        (How::Confirmed, 1, 0, Some(1000))
+        (old.provenance, old.requests, old.bytes, rows(&old)),
+        (Provenance::Revalidated, 1, 0, Some(1000))
     );
 }
 
@@ -302,9 +305,9 @@ fn the_memory_for_footers_is_bounded_and_drops_what_was_used_longest_ago() {
         put(&store, key, &file);
         let loaded = block_on(&Cancel::new(), cache::load(&store, key, LONG, 2 << 20)).unwrap();
         // A file in memory shares its bytes, but each footer has its own.
-        match loaded.known {
-            Known::Present(footer) => footer.memory_size(),
-            Known::Absent => panic!("absent"),
+        match loaded.lookup {
+            Lookup::Present(footer) => footer.memory_size(),
+            Lookup::Absent => panic!("absent"),
         }
     };
     let size = one("used");

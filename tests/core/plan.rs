@@ -10,7 +10,7 @@ use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::base::schema;
 use parquet_analytics::file::footer::Footer;
 use parquet_analytics::file::footer::GroupPlan;
-use parquet_analytics::scan::cache::{self, Known};
+use parquet_analytics::scan::cache::{self, Lookup};
 use parquet_analytics::scan::plan::{Filter, coalesce, ranges, select};
 use proptest::prelude::*;
 
@@ -25,9 +25,9 @@ fn footer(layout: &Layout, rows: &[Row]) -> Arc<Footer> {
         cache::load(&store, "a.parquet", Duration::ZERO, 1 << 20),
     )
     .unwrap();
-    match loaded.known {
-        Known::Present(footer) => footer,
-        Known::Absent => panic!("absent"),
+    match loaded.lookup {
+        Lookup::Present(footer) => footer,
+        Lookup::Absent => panic!("absent"),
     }
 }
 

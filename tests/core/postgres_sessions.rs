@@ -11,7 +11,7 @@ use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::source::postgres::connect::connect;
 use parquet_analytics::source::postgres::{PostgresOptions, PostgresSource, Target};
 use parquet_analytics::source::{BadRows, Source};
-use parquet_analytics::store::{Got, IfVersion, Part};
+use parquet_analytics::store::{Part, Precondition, Response};
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
@@ -209,8 +209,8 @@ fn failing_export(database: &Database, options: PostgresOptions, end: Option<&st
     );
     other.join().unwrap();
     let key = files::key(day());
-    let stored = store.get(&key, Part::All, IfVersion::Any);
-    assert!(!matches!(block_on(&Cancel::new(), stored).unwrap(), Got::Found(_)));
+    let stored = store.get(&key, Part::All, Precondition::None);
+    assert!(!matches!(block_on(&Cancel::new(), stored).unwrap(), Response::Found(_)));
     result.unwrap_err()
 }
 

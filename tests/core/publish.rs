@@ -4,7 +4,7 @@ use bytes::Bytes;
 use parquet_analytics::archive::publish::{LARGEST_FILE, check_size, heeds_conditions, ignored_conditions, publish};
 use parquet_analytics::base::error::{Error, Kind, Result};
 use parquet_analytics::base::keys::Prefix;
-use parquet_analytics::store::{Got, IfVersion, Part, Write};
+use parquet_analytics::store::{Part, Precondition, Response, Write};
 
 use crate::store::{open, run};
 use crate::store_s3::{LAST_MODIFIED, Script, response};
@@ -213,6 +213,6 @@ fn a_store_that_ignores_conditions_is_found_out_and_asked_once() {
 
     let memory = open("memory://heeds", &[]).unwrap();
     assert!(run(heeds_conditions(&memory, &Prefix::default())).unwrap());
-    let probe = run(memory.get(&Prefix::default().probe_key(), Part::All, IfVersion::Any)).unwrap();
-    assert!(matches!(probe, Got::Found(_)));
+    let probe = run(memory.get(&Prefix::default().probe_key(), Part::All, Precondition::None)).unwrap();
+    assert!(matches!(probe, Response::Found(_)));
 }

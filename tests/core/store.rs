@@ -10,7 +10,7 @@ use bytes::Bytes;
 use parquet_analytics::base::error::{Error, Kind as ErrorKind, Result};
 use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::store::{
-    Counters, Credentials, Environment, Fetched, Got, IfVersion, Keys, Kind, Part, Store, Write,
+    Counters, Credentials, Environment, Fetched, Keys, Kind, Part, Precondition, Response, Store, Write,
 };
 
 use crate::store_s3::s3;
@@ -45,7 +45,7 @@ pub fn open(url: &str, pairs: &[(&str, &str)]) -> Result<Store> {
     Store::open_with(url, &options(pairs), None, &Environment::new())
 }
 
-pub fn get(store: &Store, key: &str, part: Part, version: IfVersion) -> Result<Got> {
+pub fn get(store: &Store, key: &str, part: Part, version: Precondition) -> Result<Response> {
     run(store.get(key, part, version))
 }
 
@@ -54,8 +54,8 @@ pub fn put(store: &Store, key: &str, bytes: impl Into<Bytes>, write: Write) -> R
 }
 
 pub fn found(store: &Store, key: &str, part: Part) -> Fetched {
-    match get(store, key, part, IfVersion::Any).unwrap() {
-        Got::Found(found) => found,
+    match get(store, key, part, Precondition::None).unwrap() {
+        Response::Found(found) => found,
         other => panic!("{key}: {other:?}"),
     }
 }
@@ -132,14 +132,14 @@ fn ranges_and_tails_give_exactly_those_bytes() {
             );
         }
         for part in [Part::Range(9..11), Part::Range(10..11), Part::Range(50..60)] {
-            let error = get(&store, "k", part.clone(), IfVersion::Any).unwrap_err();
+            let error = get(&store, "k", part.clone(), Precondition::None).unwrap_err();
             assert!(
                 matches!(error, Error::CorruptFile { .. }),
                 "{store:?} {part:?}: {error}"
             );
         }
         for part in [Part::Tail(0), Part::Range(3..3)] {
-            assert!(get(&store, "k", part, IfVersion::Any).is_err());
+            assert!(get(&store, "k", part, Precondition::None).is_err());
         }
     }
 }
@@ -158,8 +158,8 @@ fn an_empty_object_is_found_whole_and_by_its_tail() {
         }
         assert!(
             matches!(
-                get(&store, "k", Part::Tail(8), IfVersion::IsNot(etag)).unwrap(),
-                Got::Same
+                get(&store, "k", Part::Tail(8), Precondition::IfNoneMatch(etag)).unwrap(),
+                Response::NotModified
             ),
             "{store:?}"
         );
@@ -171,9 +171,12 @@ fn a_missing_object_is_absent_in_every_form_of_reading() {
     for (store, _folder) in stores("absent") {
         for key in ["nothing", "no/folder/nothing"] {
             for part in [Part::All, Part::Range(0..4), Part::Tail(4)] {
-                for version in [IfVersion::Any, IfVersion::IsNot("\"x\"".into())] {
+                for version in [Precondition::None, Precondition::IfNoneMatch("\"x\"".into())] {
                     let got = get(&store, key, part.clone(), version.clone()).unwrap();
-                    assert!(matches!(got, Got::Absent), "{store:?} {part:?} {version:?}: {got:?}");
+                    assert!(
+                        matches!(got, Response::NotFound),
+                        "{store:?} {part:?} {version:?}: {got:?}"
+                    );
                 }
             }
         }
@@ -187,11 +190,11 @@ fn reads_depend_on_the_version_that_is_known() {
         for part in [Part::All, Part::Range(0..2), Part::Tail(2)] {
             let get = |version| get(&store, "k", part.clone(), version).unwrap();
             assert!(
-                matches!(get(IfVersion::Is(first.clone())), Got::Found(_)),
+                matches!(get(Precondition::IfMatch(first.clone())), Response::Found(_)),
                 "{store:?} {part:?}"
             );
             assert!(
-                matches!(get(IfVersion::IsNot(first.clone())), Got::Same),
+                matches!(get(Precondition::IfNoneMatch(first.clone())), Response::NotModified),
                 "{store:?} {part:?}"
             );
         }
@@ -200,11 +203,11 @@ fn reads_depend_on_the_version_that_is_known() {
         for part in [Part::All, Part::Range(0..2), Part::Tail(2)] {
             let get = |version| get(&store, "k", part.clone(), version).unwrap();
             assert!(
-                matches!(get(IfVersion::Is(first.clone())), Got::Changed),
+                matches!(get(Precondition::IfMatch(first.clone())), Response::PreconditionFailed),
                 "{store:?} {part:?}"
             );
             assert!(
-                matches!(get(IfVersion::IsNot(first.clone())), Got::Found(_)),
+                matches!(get(Precondition::IfNoneMatch(first.clone())), Response::Found(_)),
                 "{store:?} {part:?}"
             );
         }
@@ -221,8 +224,8 @@ fn a_write_whose_condition_is_not_met_changes_nothing() {
         };
         conflict(put(&store, "k", "x", Write::Replace("\"0\"".into())));
         assert!(matches!(
-            get(&store, "k", Part::All, IfVersion::Any).unwrap(),
-            Got::Absent
+            get(&store, "k", Part::All, Precondition::None).unwrap(),
+            Response::NotFound
         ));
         let first = put(&store, "k", "one", Write::Create).unwrap();
         conflict(put(&store, "k", "x", Write::Create));
@@ -273,7 +276,10 @@ fn deleting_is_idempotent_and_a_new_object_gets_a_new_etag() {
         run(store.delete("k/l")).unwrap();
         run(store.delete("k/l")).unwrap();
         assert!(
-            matches!(get(&store, "k/l", Part::All, IfVersion::Any).unwrap(), Got::Absent),
+            matches!(
+                get(&store, "k/l", Part::All, Precondition::None).unwrap(),
+                Response::NotFound
+            ),
             "{store:?}"
         );
         assert_ne!(put(&store, "k/l", "two", Write::Create).unwrap(), first, "{store:?}");
@@ -320,7 +326,7 @@ fn hostile_keys_are_refused_before_anything_is_sent() {
             &long,
         ] {
             for error in [
-                get(&store, key, Part::All, IfVersion::Any).map(drop).unwrap_err(),
+                get(&store, key, Part::All, Precondition::None).map(drop).unwrap_err(),
                 put(&store, key, "x", Write::Overwrite).map(drop).unwrap_err(),
                 run(store.delete(key)).unwrap_err(),
             ] {
@@ -347,7 +353,7 @@ fn counters_tell_requests_and_bytes_of_the_store_they_were_given_to_only() {
         );
         found(&store, "k", Part::Tail(4));
         found(&store, "k", Part::Range(1..3));
-        get(&store, "absent", Part::All, IfVersion::Any).unwrap();
+        get(&store, "absent", Part::All, Precondition::None).unwrap();
         found(&plain, "k", Part::All);
         assert_eq!((counters.requests(), counters.bytes_read()), (4, 6), "{store:?}");
     }
@@ -363,8 +369,8 @@ fn stores_in_memory_of_the_same_name_share_their_content() {
     );
     let other = open(&format!("{name}x"), &[]).unwrap();
     assert!(matches!(
-        get(&other, "below/k", Part::All, IfVersion::Any).unwrap(),
-        Got::Absent
+        get(&other, "below/k", Part::All, Precondition::None).unwrap(),
+        Response::NotFound
     ));
 }
 
@@ -525,7 +531,7 @@ fn without_any_credentials_the_error_says_how_to_give_some() {
         &env,
     )
     .unwrap();
-    let error = get(&store, "k", Part::All, IfVersion::Any).unwrap_err();
+    let error = get(&store, "k", Part::All, Precondition::None).unwrap_err();
     assert!(matches!(error, Error::Configuration { .. }), "{error:?}");
     assert!(
         error.to_string().contains("no credentials") && error.to_string().contains("AWS_ACCESS_KEY_ID"),
@@ -550,7 +556,7 @@ fn a_failing_credentials_callback_is_reported_with_its_reason() {
     let callback: Arc<dyn Credentials> = Arc::new(Failing);
     let options = options(&[("endpoint_url", "https://127.0.0.1:9")]);
     let store = Store::open_with("s3://b", &options, Some(Arc::clone(&callback)), &Environment::new()).unwrap();
-    let error = get(&store, "k", Part::All, IfVersion::Any).unwrap_err();
+    let error = get(&store, "k", Part::All, Precondition::None).unwrap_err();
     assert!(
         matches!(error, Error::Configuration { .. }) && error.to_string().contains("the session is over"),
         "{error}"

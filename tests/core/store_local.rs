@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parquet_analytics::base::error::Error;
-use parquet_analytics::store::{Got, IfVersion, Part, Store, Write};
+use parquet_analytics::store::{Part, Precondition, Response, Store, Write};
 
 use crate::store::{found, get, open, put, run};
 
@@ -108,7 +108,7 @@ fn a_path_that_is_not_a_folder_is_named() {
     std::fs::write(folder.path().join("file"), "x").unwrap();
     let store = open(&format!("file://{}/file", folder.path().display()), &[]).unwrap();
     for error in [
-        get(&store, "a/k", Part::All, IfVersion::Any).map(drop).unwrap_err(),
+        get(&store, "a/k", Part::All, Precondition::None).map(drop).unwrap_err(),
         put(&store, "a/k", "x", Write::Create).map(drop).unwrap_err(),
         run(store.delete("a/k")).unwrap_err(),
     ] {
@@ -125,7 +125,7 @@ fn a_folder_in_the_place_of_an_object_is_an_error_not_an_absence() {
     let (folder, store) = folder();
     std::fs::create_dir(folder.path().join("k")).unwrap();
     assert!(
-        get(&store, "k", Part::All, IfVersion::Any)
+        get(&store, "k", Part::All, Precondition::None)
             .unwrap_err()
             .to_string()
             .contains("is not a file")
@@ -139,8 +139,8 @@ fn a_missing_folder_reads_as_absent_and_is_not_created_by_reading() {
     let (folder, _) = folder();
     let store = open(&format!("file://{}/later/on", folder.path().display()), &[]).unwrap();
     assert!(matches!(
-        get(&store, "a/k", Part::Tail(9), IfVersion::Any).unwrap(),
-        Got::Absent
+        get(&store, "a/k", Part::Tail(9), Precondition::None).unwrap(),
+        Response::NotFound
     ));
     run(store.delete("a/k")).unwrap();
     assert!(!folder.path().join("later").exists());
@@ -169,7 +169,7 @@ fn missing_permissions_are_named_with_the_path() {
         return;
     }
     for error in [
-        get(&store, "a/k", Part::All, IfVersion::Any).map(drop).unwrap_err(),
+        get(&store, "a/k", Part::All, Precondition::None).map(drop).unwrap_err(),
         put(&store, "a/k", "x", Write::Overwrite).map(drop).unwrap_err(),
         run(store.delete("a/k")).unwrap_err(),
     ] {

@@ -1,7 +1,7 @@
 //! Refusals that are not what their status says: what a store's code and message mean, to a reader and to a writer.
 
 use parquet_analytics::base::error::{Error, Kind};
-use parquet_analytics::store::{IfVersion, Part, Write};
+use parquet_analytics::store::{Part, Precondition, Write};
 
 use crate::store::{get, put, run};
 use crate::store_s3::{Script, response};
@@ -271,9 +271,9 @@ fn a_refusal_of_a_read_is_told_as_what_it_is() {
         let store = answer(case).store(&[("max_retries", "0")]);
         check(
             case,
-            &get(&store, "k", Part::All, IfVersion::Any).map(drop).unwrap_err(),
+            &get(&store, "k", Part::All, Precondition::None).map(drop).unwrap_err(),
         );
-        let version = IfVersion::Is("\"e\"".to_owned());
+        let version = Precondition::IfMatch("\"e\"".to_owned());
         check(
             case,
             &get(&store, "k", Part::Range(0..1), version).map(drop).unwrap_err(),

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use parquet_analytics::base::error::{Error, Kind as ErrorKind};
-use parquet_analytics::store::{Counters, Credentials, Environment, Got, IfVersion, Keys, Part, Store, Write};
+use parquet_analytics::store::{Counters, Credentials, Environment, Keys, Part, Precondition, Response, Store, Write};
 
 use crate::services;
 use crate::store::{found, get, open, options, put, run};
@@ -54,8 +54,10 @@ fn a_missing_bucket_is_a_configuration_error_not_an_absence() {
     let Some(server) = s3() else { return };
     let store = server.with_bucket("no-such-bucket-here", "region", server.get("region"));
     for error in [
-        get(&store, "k", Part::All, IfVersion::Any).map(drop).unwrap_err(),
-        get(&store, "k", Part::Tail(8), IfVersion::Any).map(drop).unwrap_err(),
+        get(&store, "k", Part::All, Precondition::None).map(drop).unwrap_err(),
+        get(&store, "k", Part::Tail(8), Precondition::None)
+            .map(drop)
+            .unwrap_err(),
         put(&store, "k", "x", Write::Create).map(drop).unwrap_err(),
     ] {
         assert!(matches!(error, Error::Configuration { .. }), "{error:?}");
@@ -75,7 +77,7 @@ fn wrong_keys_are_told_apart_and_not_shown() {
     ] {
         let store = server.with(name, "hunter2-hunter2");
         for error in [
-            get(&store, "k", Part::All, IfVersion::Any).map(drop).unwrap_err(),
+            get(&store, "k", Part::All, Precondition::None).map(drop).unwrap_err(),
             put(&store, "k", "x", Write::Create).map(drop).unwrap_err(),
         ] {
             assert!(matches!(error, Error::Configuration { .. }), "{error:?}");
@@ -100,11 +102,13 @@ fn a_denial_names_the_permission_and_is_never_an_absence() {
     let store = open(&format!("s3://{bucket}/below"), &options).unwrap();
     for (error, action) in [
         (
-            get(&store, "missing", Part::All, IfVersion::Any).map(drop).unwrap_err(),
+            get(&store, "missing", Part::All, Precondition::None)
+                .map(drop)
+                .unwrap_err(),
             "s3:GetObject",
         ),
         (
-            get(&store, "missing", Part::Tail(8), IfVersion::Any)
+            get(&store, "missing", Part::Tail(8), Precondition::None)
                 .map(drop)
                 .unwrap_err(),
             "s3:GetObject",
@@ -127,7 +131,7 @@ fn a_denial_names_the_permission_and_is_never_an_absence() {
             "{error}"
         );
     }
-    let text = get(&store, "missing", Part::All, IfVersion::Any)
+    let text = get(&store, "missing", Part::All, Precondition::None)
         .unwrap_err()
         .to_string();
     assert!(text.contains("s3:ListBucket"), "{text}");
@@ -142,7 +146,7 @@ fn an_anonymous_reader_is_denied_where_the_bucket_is_private() {
         ("anonymous", "true"),
     ];
     let store = open(&format!("s3://{}", server.get("bucket")), &options).unwrap();
-    let error = get(&store, "k", Part::All, IfVersion::Any).unwrap_err();
+    let error = get(&store, "k", Part::All, Precondition::None).unwrap_err();
     assert!(matches!(error, Error::Permission { .. }), "{error:?}");
 }
 
@@ -188,8 +192,8 @@ fn a_credentials_callback_is_asked_again_only_when_its_keys_expire() {
         .unwrap();
         for _ in 0..3 {
             assert!(matches!(
-                get(&store, "k", Part::All, IfVersion::Any).unwrap(),
-                Got::Absent
+                get(&store, "k", Part::All, Precondition::None).unwrap(),
+                Response::NotFound
             ));
         }
         assert_eq!(*callback.asked.lock().unwrap(), asked);
@@ -271,7 +275,13 @@ pub const LAST_MODIFIED: &str = "Last-Modified: Wed, 01 Jul 2026 00:00:00 GMT";
 
 fn failure(answer: String) -> Error {
     let script = Script::new(vec![answer]);
-    let error = get(&script.store(&[("max_retries", "1")]), "k", Part::All, IfVersion::Any).unwrap_err();
+    let error = get(
+        &script.store(&[("max_retries", "1")]),
+        "k",
+        Part::All,
+        Precondition::None,
+    )
+    .unwrap_err();
     assert!(!script.requests().is_empty());
     let text = format!("{error} {error:?}");
     assert!(!text.contains("hunter2"), "{text}");
@@ -368,7 +378,7 @@ fn an_answer_without_an_etag_or_with_a_weak_one_is_an_error() {
 fn a_server_that_ignores_ranges_is_an_error() {
     let script = Script::new(vec![response("200 OK", &["ETag: \"e\"", LAST_MODIFIED], "content")]);
     for part in [Part::Tail(2), Part::Range(1..2)] {
-        let error = get(&script.store(&[]), "k", part, IfVersion::Any).unwrap_err();
+        let error = get(&script.store(&[]), "k", part, Precondition::None).unwrap_err();
         assert!(matches!(error, Error::Store { retryable: false, .. }), "{error:?}");
     }
 }
@@ -391,7 +401,7 @@ fn a_server_that_is_not_there_or_does_not_answer_is_a_retryable_error() {
             ("request_timeout", "0.3"),
         ];
         let store = open("s3://bucket", &options).unwrap();
-        let error = get(&store, "k", Part::All, IfVersion::Any).unwrap_err();
+        let error = get(&store, "k", Part::All, Precondition::None).unwrap_err();
         assert!(matches!(error, Error::Store { retryable: true, .. }), "{error:?}");
         assert!(
             error.to_string().contains(words) && error.to_string().contains(&url),
@@ -458,12 +468,18 @@ fn a_read_is_one_request_with_range_and_condition_and_no_listing() {
     let store = script.store(&[]);
     assert_eq!(found(&store, "k", Part::Tail(2)).offset, 5);
     assert!(matches!(
-        get(&store, "k", Part::Range(0..2), IfVersion::Is("\"x\"".into())).unwrap(),
-        Got::Changed
+        get(&store, "k", Part::Range(0..2), Precondition::IfMatch("\"x\"".into())).unwrap(),
+        Response::PreconditionFailed
     ));
     assert!(matches!(
-        get(&store, "k", Part::Range(0..2), IfVersion::IsNot("\"e\"".into())).unwrap(),
-        Got::Same
+        get(
+            &store,
+            "k",
+            Part::Range(0..2),
+            Precondition::IfNoneMatch("\"e\"".into())
+        )
+        .unwrap(),
+        Response::NotModified
     ));
     let requests: Vec<_> = script
         .requests()
@@ -509,11 +525,23 @@ fn an_answer_of_another_version_than_asked_for_is_never_taken_for_it() {
     );
     for answers in [vec![other.clone()], vec![shorter, first], vec![cut]] {
         let store = Script::new(answers).store(&[]);
-        let got = get(&store, "k", Part::Range(0..2), IfVersion::Is("\"asked\"".into())).unwrap();
-        assert!(matches!(got, Got::Changed), "{got:?}");
+        let got = get(
+            &store,
+            "k",
+            Part::Range(0..2),
+            Precondition::IfMatch("\"asked\"".into()),
+        )
+        .unwrap();
+        assert!(matches!(got, Response::PreconditionFailed), "{got:?}");
     }
     let store = Script::new(vec![other]).store(&[]);
-    let got = get(&store, "k", Part::Range(0..2), IfVersion::IsNot("\"other\"".into())).unwrap();
-    assert!(matches!(got, Got::Same), "{got:?}");
-    assert!(!run(store.heeds("k", IfVersion::Is("\"asked\"".into()))).unwrap_or(true));
+    let got = get(
+        &store,
+        "k",
+        Part::Range(0..2),
+        Precondition::IfNoneMatch("\"other\"".into()),
+    )
+    .unwrap();
+    assert!(matches!(got, Response::NotModified), "{got:?}");
+    assert!(!run(store.heeds("k", Precondition::IfMatch("\"asked\"".into()))).unwrap_or(true));
 }

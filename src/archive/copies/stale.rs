@@ -17,7 +17,7 @@ use crate::base::runtime::{Cancel, block_on};
 use crate::base::schema::{self, meta};
 use crate::file::footer::Footer;
 use crate::file::position::{Identity, Position};
-use crate::scan::cache::{self, Known};
+use crate::scan::cache::{self, Lookup};
 use crate::scan::erased;
 use crate::store::Store;
 
@@ -32,7 +32,7 @@ pub async fn stale_copies(
     scopes: &[Scope],
     claim: &Claim,
 ) -> Result<Vec<(Day, Scope)>> {
-    let (erased, _) = erased::known(store, prefix, Duration::ZERO).await?;
+    let (erased, _) = erased::load(store, prefix, Duration::ZERO).await?;
     if erased.ids.is_empty() || scopes.is_empty() {
         return Ok(Vec::new());
     }
@@ -93,7 +93,7 @@ pub(in crate::archive) async fn has_rows_of(
     claim: &Claim,
     owners: &[Identity],
 ) -> Result<Copy> {
-    let Known::Present(footer) = cache::load(store, key, Duration::ZERO, TAIL).await?.known else {
+    let Lookup::Present(footer) = cache::load(store, key, Duration::ZERO, TAIL).await?.lookup else {
         return Ok(Copy::Without);
     };
     if !rows_possible(&footer, ids) {

@@ -18,7 +18,7 @@ use crate::base::schema::{self, meta};
 use crate::file::footer::Footer;
 use crate::file::remaining::Remaining;
 use crate::file::rows::RowIndex;
-use crate::scan::cache::{self, Known};
+use crate::scan::cache::{self, Lookup};
 use crate::scan::plan::Filter;
 use crate::scan::{Options, Scan};
 use crate::source::postgres::deletion::Deleter;
@@ -94,7 +94,7 @@ async fn suspects(
             let loaded = cache::load(store, &key, Duration::ZERO, tail)
                 .await
                 .map_err(|error| error.on_day(other))?;
-            let Known::Present(footer) = loaded.known else {
+            let Lookup::Present(footer) = loaded.lookup else {
                 return Ok(None);
             };
             if !between(&footer, rows) {

@@ -15,7 +15,7 @@ use crate::base::keys::{Day, ORGANIZATIONS, PROJECTS, Prefix, Scope, Slug};
 use crate::base::runtime::{Cancel, block_on};
 use crate::base::schema;
 use crate::file::position::Identity;
-use crate::scan::cache::{self, Known};
+use crate::scan::cache::{self, Lookup};
 use crate::scan::erased::{self, Ids};
 use crate::scan::plan::Filter;
 use crate::scan::{Options, Scan};
@@ -82,11 +82,11 @@ pub async fn stored_owners(store: &Store, prefix: &Prefix) -> Result<Vec<(String
         .map(|day| async move {
             let key = prefix.key(&Scope::Day, day);
             let known = match cache::load(store, &key, Duration::ZERO, tail).await {
-                Ok(loaded) => loaded.known,
-                Err(Error::CorruptFile { .. }) => Known::Absent,
+                Ok(loaded) => loaded.lookup,
+                Err(Error::CorruptFile { .. }) => Lookup::Absent,
                 Err(error) => return Err(error.on_day(day)),
             };
-            let Known::Present(footer) = known else {
+            let Lookup::Present(footer) = known else {
                 return Ok(None);
             };
             Ok(position_of(&key, &footer)
@@ -111,7 +111,7 @@ pub async fn stored_owners(store: &Store, prefix: &Prefix) -> Result<Vec<(String
 /// [`Error::ErasureRefused`] for a copy with such rows that is another database's, otherwise what the store says. A damaged
 /// file is no error here.
 pub fn look(store: &Store, prefix: &Prefix, which: &Which, claim: &Claim, cancel: &Cancel) -> Result<Look> {
-    let (erased, _) = block_on(cancel, erased::known(store, prefix, Duration::ZERO))?;
+    let (erased, _) = block_on(cancel, erased::load(store, prefix, Duration::ZERO))?;
     let mut look = Look {
         every_copy: true,
         ..Look::default()
@@ -178,8 +178,8 @@ async fn days_possible(store: &Store, prefix: &Prefix, days: &[Day], ids: &Ids, 
         .buffered(AT_ONCE);
     let mut possible = Vec::new();
     while let Some((day, key, known)) = loads.next().await {
-        match known.map(|loaded| loaded.known) {
-            Ok(Known::Present(footer)) if rows_possible(&footer, ids) => possible.push(day),
+        match known.map(|loaded| loaded.lookup) {
+            Ok(Lookup::Present(footer)) if rows_possible(&footer, ids) => possible.push(day),
             Ok(_) => {}
             Err(error) => look.cannot(key, error, day)?,
         }

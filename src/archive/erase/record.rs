@@ -13,8 +13,8 @@ use crate::base::error::{Error, Result};
 use crate::base::keys::Prefix;
 use crate::base::schema::meta;
 use crate::scan::erased::list::{LARGEST, List};
-use crate::scan::erased::{forget, known};
-use crate::store::{Got, IfVersion, Part, Store, Write};
+use crate::scan::erased::{forget, load};
+use crate::store::{Part, Precondition, Response, Store, Write};
 
 /// How often a change that others get in the way of is begun again.
 const ROUNDS: u32 = 16;
@@ -63,7 +63,7 @@ pub async fn remove(store: &Store, prefix: &Prefix, projects: &[i32], claim: &Cl
 /// # Errors
 /// [`Error::ErasureRefused`].
 pub async fn check(store: &Store, prefix: &Prefix, claim: &Claim) -> Result<()> {
-    let (erased, _) = known(store, prefix, Duration::ZERO).await?;
+    let (erased, _) = load(store, prefix, Duration::ZERO).await?;
     let owners = claim.owners(store, &prefix.erased_key(), &erased.owners)?;
     let stored = stored_owners(store, prefix).await?;
     claim.with_days(store, &owners, &stored).map(drop)
@@ -78,8 +78,8 @@ async fn change(
     let key = prefix.erased_key();
     let mut stored = None;
     for _ in 0..ROUNDS {
-        let (before, write) = match store.get(&key, Part::All, IfVersion::Any).await? {
-            Got::Found(found) => (List::parse(&key, &found.bytes)?, Write::Replace(found.etag)),
+        let (before, write) = match store.get(&key, Part::All, Precondition::None).await? {
+            Response::Found(found) => (List::parse(&key, &found.bytes)?, Write::Replace(found.etag)),
             _ => (List::default(), Write::Create),
         };
         let mut list = before.clone();
@@ -136,8 +136,8 @@ async fn read_back(
             store.url_of(key)
         ),
     };
-    let found = match store.get(key, Part::All, IfVersion::Any).await {
-        Ok(Got::Found(found)) => found,
+    let found = match store.get(key, Part::All, Precondition::None).await {
+        Ok(Response::Found(found)) => found,
         Ok(_) => return Err(unknown("it is not there when it is read back")),
         Err(error) => return Err(unknown(&format!("reading it back failed: {error}"))),
     };

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Export, OnConflict};
 use crate::archive::deleted::{lost, refuse_lost};
-use crate::archive::merge::{Conflict, Known, Merged, Why, check_newer, conflict, merge};
+use crate::archive::merge::{Conflict, Evidence, Merged, Why, check_newer, conflict, merge};
 use crate::archive::stored::StoredDay;
 use crate::base::error::{Error, Result};
 use crate::base::runtime::block_on;
@@ -12,7 +12,7 @@ use crate::file::remaining::Remaining;
 use crate::file::rows::RowIndex;
 use crate::file::sort::Sorter;
 use crate::source::{MOST_LEFT, Summary};
-use crate::store::{Got, IfVersion, Part};
+use crate::store::{Part, Precondition, Response};
 
 /// What is in the day's place before the export.
 pub(super) enum Stored {
@@ -72,8 +72,8 @@ impl Export<'_> {
                     "{}: the stored file is dropped although it cannot be read: {error}",
                     self.day
                 );
-                match block_on(self.cancel, self.store.get(key, Part::Tail(1), IfVersion::Any))? {
-                    Got::Found(found) => Ok(Stored::Unreadable(found.etag)),
+                match block_on(self.cancel, self.store.get(key, Part::Tail(1), Precondition::None))? {
+                    Response::Found(found) => Ok(Stored::Unreadable(found.etag)),
                     _ => Ok(Stored::Nothing),
                 }
             }
@@ -97,7 +97,7 @@ impl Export<'_> {
             return Ok(Merged::all(source.len() as u64));
         }
         let remaining = stored.remaining.as_ref();
-        let known = Known {
+        let evidence = Evidence {
             erased: &self.erased.ids,
             elsewhere: &summary.elsewhere,
             // With a restored database, rows that were deleted are there again.
@@ -105,11 +105,11 @@ impl Export<'_> {
             corrections: self.options.on_conflict == OnConflict::Database,
         };
         if !self.options.replace {
-            let mut merged = merge(stored, &source, &known, |kept| sorter.push(kept), self.cancel)?;
+            let mut merged = merge(stored, &source, &evidence, |kept| sorter.push(kept), self.cancel)?;
             merged.remaining = self.remaining(stored, ids, &source, &merged, summary);
             return Ok(merged);
         }
-        let merged = merge(stored, &source, &known, |_| Ok(()), self.cancel)?;
+        let merged = merge(stored, &source, &evidence, |_| Ok(()), self.cancel)?;
         match merged.kept.rows {
             0 => Ok(merged),
             lacking => Err(Error::invalid(format!(
@@ -151,8 +151,8 @@ impl Export<'_> {
 
     /// A day without rows is recorded as empty only if the source shows that it is old enough to know.
     pub(super) fn check_empty(&self, stored: &Stored, sorter: &Sorter, summary: &Summary) -> Result<()> {
-        let known = matches!(stored, Stored::Day(..)) && !self.replaces();
-        if sorter.rows() > 0 || known || self.options.allow_empty || summary.earlier_rows == Some(true) {
+        let merges = matches!(stored, Stored::Day(..)) && !self.replaces();
+        if sorter.rows() > 0 || merges || self.options.allow_empty || summary.earlier_rows == Some(true) {
             return Ok(());
         }
         let why = match summary.earlier_rows {
@@ -176,9 +176,9 @@ impl Export<'_> {
         merged: &Merged,
         summary: &Summary,
     ) -> Option<Remaining> {
-        let known = stored.remaining.as_ref()?;
+        let remaining = stored.remaining.as_ref()?;
         if summary.counted.is_none() {
-            return Some(known.clone());
+            return Some(remaining.clone());
         }
         if merged.kept.rows == 0 {
             return None;
@@ -186,12 +186,12 @@ impl Export<'_> {
         // What the file has from before, although it could not take it as it is now.
         let unfit = summary.left.iter().map(|row| row.id);
         let unfit = unfit.chain(summary.elsewhere.iter().filter(|row| row.adrift).map(|row| row.id));
-        let unfit = unfit.filter(|id| ids.binary_search(id).is_ok() && known.is_gone(*id) != Some(true));
+        let unfit = unfit.filter(|id| ids.binary_search(id).is_ok() && remaining.is_gone(*id) != Some(true));
         let unfit: Vec<i64> = unfit.collect();
         let undecided = merged.undecided
             || self.left_out.iter().any(|row| row.why == Why::Undecided)
-            || unfit.iter().any(|id| known.is_gone(*id).is_none());
-        Some(known.seen(source.ids().chain(unfit), undecided))
+            || unfit.iter().any(|id| remaining.is_gone(*id).is_none());
+        Some(remaining.seen(source.ids().chain(unfit), undecided))
     }
 
     /// Lets the next attempt pass over rows whose ids are taken, where that is wanted.
