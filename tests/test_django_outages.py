@@ -16,7 +16,8 @@ from django.db import InterfaceError, OperationalError, connections
 from parquet_analytics import ParquetAnalyticsExporter
 from parquet_analytics.django import runs, signals, tasks
 from parquet_analytics.django.models import Run
-from parquet_analytics.django.runs import ledger
+from parquet_analytics.django.runs import due, ledger
+from parquet_analytics.django.runs import export as exporting
 from parquet_analytics.django.source import ModelSource
 from parquet_analytics.django.table import organizations, outages
 from parquet_analytics.django.table.mapping import PageViewMapping
@@ -100,10 +101,10 @@ MOMENTS = [
     (ledger.Ledger, "__enter__"),
     (ledger.Ledger, "__exit__"),
     (ledger, "killed_runs"),
-    (runs, "latest_verified"),
-    (runs, "counted"),
-    (runs, "_record"),
-    (runs, "_export"),
+    (due, "latest_verified"),
+    (due, "counted"),
+    (exporting, "_record"),
+    (exporting, "_export"),
 ]
 
 
@@ -148,7 +149,7 @@ def test_a_range_tells_of_each_day_when_the_database_stays_away(
     monkeypatch.setattr(outages, "PATIENCE", 1.0)
     for day in (DAY, NEXT, THIRD):
         sites.few(day)
-    calls = once_before(monkeypatch, runs, "_record", server.stop)
+    calls = once_before(monkeypatch, exporting, "_record", server.stop)
     try:
         code, _, err = export(*RANGE)
     finally:

@@ -15,10 +15,10 @@ from django.db import connection, connections, models
 from django.test.utils import CaptureQueriesContext
 from parquet_analytics.demo.analytics.models import PageView
 from parquet_analytics.demo.projects.models import Project
-from parquet_analytics.django import runs
 from parquet_analytics.django.querier import PageViewsQuerier, live
-from parquet_analytics.django.runs import due_days, export_day, exporter
+from parquet_analytics.django.runs import due_days, export_day, exporter, first_day
 from parquet_analytics.django.source import ModelSource
+from parquet_analytics.django.table.mapping import configured
 from parquet_analytics.exceptions import ConfigurationError
 
 from tests import sites
@@ -158,7 +158,7 @@ def test_rows_that_a_base_manager_hides_count_everywhere(folder: Path) -> None:
         # A manager that somebody passes says which rows.
         assert sum(batch.num_rows for batch in ModelSource(ShyPageView.objects)(YESTERDAY)) == 1
         rows(DAY, "/hidden/old")
-        assert runs.first_day(runs.configured()) == DAY
+        assert first_day(configured()) == DAY
         _, out, _ = export("--date", str(DAY), "--dry-run")
         assert "1 rows" in out
 
