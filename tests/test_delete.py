@@ -14,12 +14,14 @@ import psycopg
 import pytest
 from parquet_analytics import ParquetAnalyticsExporter, PostgresSource, SampleData
 from parquet_analytics.exceptions import (
+    CommitStateUnknown,
     ConfigurationError,
     CorruptFile,
     DayNotStored,
     DeletionRefused,
     InvalidInput,
     ParquetAnalyticsError,
+    PermissionDenied,
     VerificationFailed,
 )
 
@@ -130,16 +132,22 @@ def test_text_is_compared_by_bytes_whatever_the_collation_says(place: Place, fil
 
 @pytest.fixture
 def overtaken(place: Place) -> Iterator[Callable[[str, int, Callable[[], object]], ParquetAnalyticsExporter]]:
-    """An exporter whose n-th write of the day's file is overtaken by something else that is done to the day."""
+    """An exporter whose n-th write of the day's file is overtaken by something else that is done to the day. When that
+    gives a number, so many reads are answered after it, and no more."""
     proxy = S3Proxy(place.s3.endpoint_url)
     writes: list[str] = []
+    outcomes: list[object] = []
 
     def exporter(url: str, write: int, meanwhile: Callable[[], object]) -> ParquetAnalyticsExporter:
         def passed(address: str, request: Request) -> Answer:
             if request.method == "PUT" and request.path.split("?")[0].endswith(KEY):
                 writes.append(request.path)
                 if len(writes) == write:
-                    meanwhile()
+                    outcomes.append(meanwhile())
+            if request.method == "GET" and outcomes and isinstance(outcomes[0], int):
+                outcomes[0] -= 1
+                if outcomes[0] < 0:
+                    return Answer.error(403, "AccessDenied")
             return forward(address, request)
 
         proxy.rewrite = passed
@@ -185,6 +193,32 @@ def test_a_deletion_that_an_export_overtakes_is_refused(
     assert left(filled) == sorted([*kept, 4])
     assert exporter.delete_exported_pageviews(DAY)["deleted"] == len(kept)
     assert stored(place).num_rows == 4
+
+
+def test_a_deletion_that_damage_overtakes_is_refused(
+    place: Place, filled: str, overtaken: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.exporter(filled).export_daily_pageviews(DAY)
+    with pytest.raises(ParquetAnalyticsError, match=saying(KEY, "was changed by somebody else")):
+        overtaken(filled, 1, lambda: place.write(KEY, b"PAR1 and no more")).delete_exported_pageviews(DAY)
+    assert "pageviews_2026-07-01.parquet" in caplog.text
+    assert left(filled) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("reads", "error"), [(0, CommitStateUnknown), (1, PermissionDenied)])
+def test_a_deletion_that_cannot_see_what_overtook_it_says_why(
+    place: Place, filled: str, overtaken: Any, reads: int, error: type[ParquetAnalyticsError]
+) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+
+    def meanwhile() -> int:
+        exporter.delete_exported_pageviews(DAY)
+        return reads
+
+    with pytest.raises(error, match=saying(KEY, "s3:GetObject")):
+        overtaken(filled, 1, meanwhile).delete_exported_pageviews(DAY)
+    assert left(filled) == [4]
 
 
 def test_rows_that_somebody_has_locked_are_left_and_nobody_waits_for_them(place: Place, filled: str) -> None:

@@ -304,8 +304,8 @@ class ParquetAnalyticsQuerier:
     def _span(self, since: Date | None, until: Date | None) -> tuple[str, str]:
         return span(since, until)
 
-    def _report(self, question: Question, ask: Callable[[Extent], Any]) -> pa.Table:
-        return self._answer(question, ask((*question.days, None, None, [])))
+    def _report(self, question: Question, evaluate: Callable[[Extent], Any]) -> pa.Table:
+        return self._answer(question, evaluate((*question.days, None, None, [])))
 
     def _answer(self, question: Question, answer: Any) -> pa.Table:
         stream, self._stats, files = answer

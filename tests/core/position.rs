@@ -105,6 +105,20 @@ fn what_cannot_be_compared_is_told_apart_from_what_is_older() {
     }
 }
 
+/// A standby goes by the log or by the transactions, whichever shows it.
+#[test]
+fn a_standby_covers_what_it_has_replayed_or_whose_transactions_have_ended() {
+    let stored = Position::new(of_old(), false, "700:705:", 0x1000, 0x1000).unwrap();
+    for (snapshot, replayed, covers) in [
+        ("600:600:", 0x1000, true),
+        ("705:705:", 0x0100, true),
+        ("704:709:", 0x0fff, false),
+    ] {
+        let standby = Position::new(of_old(), true, snapshot, replayed, replayed).unwrap();
+        assert_eq!(standby.covers(&stored).is_ok(), covers, "{standby}");
+    }
+}
+
 /// A primary's history: transactions begin, and commit with a record in the log that standbys may replay
 /// before the primary shows it (it waits for them), never the other way round.
 #[derive(Default)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from parquet_analytics.django.conf import settings
 
-__all__ = ["FIRST", "days", "deletable_before", "end_of", "is_whole", "last_finished", "now", "today", "tomorrow"]
+__all__ = ["FIRST", "days", "deletable_before", "end_of", "is_complete", "last_finished", "now", "today", "tomorrow"]
 
 _DAY = datetime.timedelta(days=1)
 
@@ -38,7 +38,7 @@ def end_of(day: datetime.date) -> datetime.datetime:
     return max(midnight.replace(tzinfo=zone).astimezone(datetime.UTC), midnight.replace(tzinfo=datetime.UTC))
 
 
-def is_whole(day: datetime.date, snapshot_at: datetime.datetime | None, started_at: datetime.datetime) -> bool:
+def is_complete(day: datetime.date, snapshot_at: datetime.datetime | None, started_at: datetime.datetime) -> bool:
     """Whether what a run exported is the whole day: a snapshot from before its end is without what came after. Runs
     from before there was such a column go by when they started."""
     return (snapshot_at or started_at) >= end_of(day)

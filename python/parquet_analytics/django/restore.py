@@ -58,7 +58,7 @@ def restore_day(day: datetime.date, *, dry_run: bool = False, accept_moved_datab
     :raises DayIsTaken: when the file was written anew meanwhile. Nothing is restored then.
     :raises DayNotStored: when there is no file.
     """
-    with outages.told():
+    with outages.translating():
         return _restore_day(day, dry_run=dry_run, accept_moved_database=accept_moved_database)
 
 
@@ -75,7 +75,7 @@ def _restore_day(day: datetime.date, *, dry_run: bool, accept_moved_database: bo
             work.refuse_to_overwrite()
         return work.result
     of_caller = connections[alias].in_atomic_block
-    with Ledger(Run.Kind.RESTORE, day, who.location, database=alias) as ledger, outages.told():
+    with Ledger(Run.Kind.RESTORE, day, who.location, database=alias) as ledger, outages.translating():
         # Read while no other run can add to the file.
         work = _Restoration(mapping, alias, day, who, ledger.renew)
         run = ledger.run

@@ -15,7 +15,7 @@ import pyarrow as pa
 from django.db import connections
 
 from parquet_analytics.django import days
-from parquet_analytics.django.querier.page_views import Ask, Ledger, PageViewsQuerier, Split
+from parquet_analytics.django.querier.page_views import Evaluate, Ledger, PageViewsQuerier, Split
 from parquet_analytics.querier import Question
 
 __all__ = ["ShadowQuerier", "shadow"]
@@ -96,10 +96,10 @@ shadow = Shadow()
 class ShadowQuerier(PageViewsQuerier):
     """Answers from the table alone, and lets :data:`shadow` ask the archive about the days that are verified."""
 
-    def _decide(self, question: Question, ask: Ask) -> tuple[Any, Split, Any]:
+    def _decide(self, question: Question, evaluate: Evaluate) -> tuple[Any, Split, Any]:
         asked = set(days.days(question.since, question.until))
         split = Split(set(), asked, Ledger())
-        found, files = ask(split, self._live.rows(question, asked))
+        found, files = evaluate(split, self._live.rows(question, asked))
         shadow.submit(lambda: self._difference(question))
         return found, split, files
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from django.dispatch import Signal
 
-__all__ = ["days_missing", "late_rows_found", "rows_vanished", "run_failed", "run_finished", "tell"]
+__all__ = ["days_missing", "late_rows_found", "rows_vanished", "run_failed", "run_finished", "send"]
 
 run_finished = Signal()
 run_failed = Signal()
@@ -25,7 +25,7 @@ days_missing = Signal()
 _log = logging.getLogger("parquet_analytics.django")
 
 
-def tell(signal: Signal, **facts: Any) -> None:
+def send(signal: Signal, **facts: Any) -> None:
     """Sends a signal, and logs what its receivers raise."""
     for receiver, answer in signal.send_robust(sender=None, **facts):
         if isinstance(answer, Exception):

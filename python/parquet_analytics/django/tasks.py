@@ -71,16 +71,16 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     last = days.last_finished()
     first = last - datetime.timedelta(days=settings.LOOKBACK_DAYS - 1)
     location = runs.exporter().location
-    due = _asked(self, lambda: late.late_days(first, location) + runs.due_days(first, last, location))
+    due = _retrying(self, lambda: late.late_days(first, location) + runs.due_days(first, last, location))
     for each in due:
         if each.late:
             _log.warning("%s: rows came after the export of this day", each.day, extra=_extra(each.day))
-            signals.tell(signals.late_rows_found, day=each.day, run=each.run)
+            signals.send(signals.late_rows_found, day=each.day, run=each.run)
     missing = [each.day for each in due if each.run is None and each.day != last]
     if missing:
         _log.warning("days without a verified file are exported now: %s", ", ".join(map(str, missing)))
-        signals.tell(signals.days_missing, days=missing)
-    _tell_of_odd_rows()
+        signals.send(signals.days_missing, days=missing)
+    _warn_of_odd_rows()
     # What was deleted while there was no broker to tell.
     sweep.erase_pending_or_log(self.request.id or "")
     _export(self, [each.day for each in due])
@@ -98,12 +98,12 @@ def backfill_pageviews_to_parquet(self: Task, since: str, until: str | None = No
     last = days.last_finished() if until is None else _day(until)
     if first > last:
         raise InvalidInput(f"since ({first}) lies after until ({last})")
-    begins = _asked(self, lambda: runs.first_day(configured()))
+    begins = _retrying(self, lambda: runs.first_day(configured()))
     if begins is None or begins > last:
         _log.warning("%s to %s: the table has no rows of these days, nor of earlier ones", first, last)
         return
     location = runs.exporter().location
-    verified = _asked(self, lambda: latest_verified(location, first, last))
+    verified = _retrying(self, lambda: latest_verified(location, first, last))
     for day in days.days(max(first, begins), last):
         if day not in verified:
             export_pageviews_to_parquet.apply_async(args=[day.isoformat()], **_queue())
@@ -117,18 +117,18 @@ def delete_exported_pageviews(self: Task) -> None:
     from parquet_analytics.django.runs.ledger import latest_verified
     from parquet_analytics.django.table.mapping import configured
 
-    found = _asked(self, lambda: runs.table_days(configured(), days.deletable_before()))
+    found = _retrying(self, lambda: runs.table_days(configured(), days.deletable_before()))
     if not found:
         return
     location = runs.exporter().location
-    verified = _asked(self, lambda: latest_verified(location, found[0], found[-1]))
+    verified = _retrying(self, lambda: latest_verified(location, found[0], found[-1]))
     missing = [day for day in found if day not in verified]
     if missing:
         shown = ", ".join(map(str, missing[:10])) + (" ..." if len(missing) > 10 else "")
         _log.warning(
             "%s days older than HOT_DAYS keep their rows, because they have no verified file: %s", len(missing), shown
         )
-        signals.tell(signals.days_missing, days=missing)
+        signals.send(signals.days_missing, days=missing)
     _each(self, "delete", [day for day in found if day in verified], _delete_day)
 
 
@@ -138,13 +138,13 @@ def erase_deleted_projects(self: Task) -> None:
     from parquet_analytics.django.erasure.sweep import erase_pending
 
     try:
-        _asked(self, lambda: erase_pending(self.request.id or ""))
+        _retrying(self, lambda: erase_pending(self.request.id or ""))
     except ParquetAnalyticsError as error:
         _log.error("erasing deleted projects failed: %s", error, extra=_extra(error.day, error.key, error.run_id))
         raise
 
 
-def _tell_of_odd_rows() -> None:
+def _warn_of_odd_rows() -> None:
     from django.db import Error as AnyDatabaseError
 
     from parquet_analytics.django import runs
@@ -159,7 +159,7 @@ def _tell_of_odd_rows() -> None:
         _log.warning("rows that are of no day are neither exported nor deleted: %s", "; ".join(map(str, odd)))
 
 
-def _asked(task: Task, work: Callable[[], T]) -> T:
+def _retrying(task: Task, work: Callable[[], T]) -> T:
     """What a task does as a whole, or has to know before its first day: waited for, and then tried again like a day."""
     from parquet_analytics.django.table.outages import Patience
 

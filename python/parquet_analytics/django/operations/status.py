@@ -60,7 +60,7 @@ class Status:
         return sum(day.bytes or 0 for day in self.days)
 
 
-@outages.asking
+@outages.reconnecting
 def status(
     since: datetime.date | None = None, until: datetime.date | None = None, *, look_for_late: bool = True
 ) -> Status:

@@ -30,7 +30,7 @@ from parquet_analytics.django.table.mapping import configured
 from parquet_analytics.exceptions import StoreError
 from parquet_analytics.querier import Extent, ParquetAnalyticsQuerier, Question, with_coverage
 
-__all__ = ["Ask", "Ledger", "PageViewsQuerier", "Split"]
+__all__ = ["Evaluate", "Ledger", "PageViewsQuerier", "Split"]
 
 _ATTEMPTS = 5
 # The extent of a question that reads nothing.
@@ -40,7 +40,7 @@ _DOWN = (OperationalError, InterfaceError)
 _log = logging.getLogger("parquet_analytics.django")
 
 Days = set[datetime.date]
-Ask = Callable[["Split", "pa.Table | None"], tuple[Any, Any]]
+Evaluate = Callable[["Split", "pa.Table | None"], tuple[Any, Any]]
 """Answers from a split and the table's rows; gives the answer, and the rows of each day's file."""
 
 
@@ -99,9 +99,9 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         first = today - datetime.timedelta(days=30) if since is None else since
         return span(first, today if until is None else until)
 
-    def _report(self, question: Question, ask: Callable[[Extent], Any]) -> pa.Table:
+    def _report(self, question: Question, evaluate: Callable[[Extent], Any]) -> pa.Table:
         def answer(split: Split, live: pa.Table | None) -> tuple[Any, Any]:
-            found = ask((*question.days, _texts(split.archived), live, split.ledger.hidden))
+            found = evaluate((*question.days, _texts(split.archived), live, split.ledger.hidden))
             return found, found[2]
 
         found, split, files = self._decide(question, answer)
@@ -151,7 +151,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
-    def _segments(self, question: Question, columns: list[str] | None) -> Ask:
+    def _segments(self, question: Question, columns: list[str] | None) -> Evaluate:
         """Runs of days that come from one place, the newest first: streams of files' rows, and tables of live ones."""
 
         def answer(split: Split, live: pa.Table | None) -> tuple[Any, Any]:
@@ -180,7 +180,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
         self._native.pageviews(("-", None), _NO_DAY, None, columns)
         return pa.schema([self._schema.field(name) for name in columns])
 
-    def _decide(self, question: Question, ask: Ask) -> tuple[Any, Split, Any]:
+    def _decide(self, question: Question, evaluate: Evaluate) -> tuple[Any, Split, Any]:
         """Asks the table, then the files, and begins again when a day has changed its place meanwhile."""
         gone: Days = set()
         # Of these the table has what is left.
@@ -193,7 +193,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
                 live, overtaken = self._ask_table(question, split, gone, partial)
                 if overtaken:
                     continue
-                found, files = ask(split, live)
+                found, files = evaluate(split, live)
                 # The ledger knows of files that the store does not have, or did not have when it was last asked.
                 lost = {day for day, rows in files or () if rows is None} - gone
                 if lost and split.ledger.asked:
@@ -202,7 +202,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
             except StoreError as error:
                 if not error.retryable or not ledger.asked:
                     raise
-                return self._without_store(question, ledger, ask, error)
+                return self._without_store(question, ledger, evaluate, error)
             return found, split, files
         raise StoreError(
             f"{question.since} to {question.until}: days keep moving from the table to the store; ask again",
@@ -262,7 +262,9 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
             return None, False
         return live, False
 
-    def _without_store(self, question: Question, ledger: Ledger, ask: Ask, error: StoreError) -> tuple[Any, Split, Any]:
+    def _without_store(
+        self, question: Question, ledger: Ledger, evaluate: Evaluate, error: StoreError
+    ) -> tuple[Any, Split, Any]:
         """From the table alone: days of which no rows were deleted, and of which it has some. Where the ledger knows of
         no day at all, a day that may have been deleted cannot be shown to be whole."""
         asked = set(days.days(question.since, question.until))
@@ -278,7 +280,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
             raise error from None
         missing = split.missing(question)
         _log.warning("the store cannot be asked; from the table without %s: %s", _shown(missing), _line(error))
-        found, files = ask(split, live)
+        found, files = evaluate(split, live)
         return found, split, files
 
     def _ledger(self, question: Question) -> Ledger:
@@ -303,7 +305,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
                             found.deleted.discard(day)
                         continue
                     found.known.add(day)
-                    if state == Run.State.VERIFIED and days.is_whole(day, *taken):
+                    if state == Run.State.VERIFIED and days.is_complete(day, *taken):
                         found.verified.add(day)
                     elif state == Run.State.MISMATCH:
                         found.verified.discard(day)

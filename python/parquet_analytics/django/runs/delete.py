@@ -83,7 +83,7 @@ def _delete_day(
 
     run = ledger.run
     try:
-        with outages.told(), ledger, outages.told():
+        with outages.translating(), ledger, outages.translating():
             run.key = who.get_parquet_path(day)
             database = configured_source(write=True, alias=alias)
             if not isinstance(database, PostgresSource):
@@ -106,7 +106,7 @@ def _delete_day(
     except DayIsTaken:
         raise
     except Exception as error:
-        signals.tell(signals.run_failed, run=run, error=error)
+        signals.send(signals.run_failed, run=run, error=error)
         raise
-    signals.tell(signals.run_finished, run=run)
+    signals.send(signals.run_finished, run=run)
     return run, result

@@ -41,7 +41,7 @@ class Due:
     keeps what it has of those, or erases it, and nobody has to look."""
 
 
-@outages.asking
+@outages.reconnecting
 def due_days(since: datetime.date, until: datetime.date, location: str) -> list[Due]:
     """Those of these days, the oldest first, that have no verified export although the table begins before them, and
     those of which the table has other rows than when they were exported."""
@@ -71,7 +71,7 @@ class Counted(NamedTuple):
     have come as went."""
 
 
-@outages.asking
+@outages.reconnecting
 def counted(mapping: PageViewMapping, run: Run) -> tuple[Counted, Counted]:
     """What the table has of a verified day, now and as it would be if nothing had changed since."""
     from django.db.models import Count, Max, Sum
@@ -107,7 +107,7 @@ def counted(mapping: PageViewMapping, run: Run) -> tuple[Counted, Counted]:
     return now, before
 
 
-@outages.asking
+@outages.reconnecting
 def first_day(mapping: PageViewMapping) -> datetime.date | None:
     """The oldest day in the table."""
     date = mapping.lookups["date"]
@@ -115,7 +115,7 @@ def first_day(mapping: PageViewMapping) -> datetime.date | None:
     return mapping.day_of(rows.order_by(date).values_list(date, flat=True).first())
 
 
-@outages.asking
+@outages.reconnecting
 def table_days(mapping: PageViewMapping, until: datetime.date) -> list[datetime.date]:
     """The days before ``until`` that the table has rows of, each found by one look at the index on the date."""
     date = mapping.lookups["date"]
@@ -147,7 +147,7 @@ class Odd(NamedTuple):
         return f"{self.rows} {self.kind} (id {', '.join(map(str, self.ids))}{', ...' if self.rows > 2 else ''})"
 
 
-@outages.asking
+@outages.reconnecting
 def odd_rows(mapping: PageViewMapping) -> list[Odd]:
     """Rows of the table without a date, or with one that no view can have been counted on."""
     found = []

@@ -75,7 +75,7 @@ def export_day(
     run = ledger.run
     run.per_project, run.per_organization = per_project, per_organization
     try:
-        with outages.told(), ledger, outages.told():
+        with outages.translating(), ledger, outages.translating():
             done = latest_verified(location, day, day).get(day) if unless_done else None
             if done is not None:
                 now, expected = counted(configured(), done)
@@ -110,18 +110,18 @@ def export_day(
     except Exception as error:
         if of_range and isinstance(error, DayHasNoRows):
             raise
-        signals.tell(signals.run_failed, run=run, error=error)
+        signals.send(signals.run_failed, run=run, error=error)
         raise
-    signals.tell(signals.run_finished, run=run)
+    signals.send(signals.run_finished, run=run)
     if run.vanished is not None and run.vanished > known:
         _log.warning(
             "%s: the table has lost %s rows of this day, which are kept in the archive", day, f"{run.vanished:,}"
         )
-        signals.tell(signals.rows_vanished, day=day, rows=run.vanished, run=run)
+        signals.send(signals.rows_vanished, day=day, rows=run.vanished, run=run)
     return run, result
 
 
-@outages.asking
+@outages.reconnecting
 def _is_as_exported(day: datetime.date) -> bool:
     """Whether the table has what it had at the last export to whatever place, so that a deletion since was none."""
     run = runs().filter(kind=Run.Kind.EXPORT, state=Run.State.VERIFIED, day=day).order_by("-id").first()
@@ -135,14 +135,14 @@ def _is_as_exported(day: datetime.date) -> bool:
     return now == Counted(run.source_rows or 0, run.source_views or 0)
 
 
-@outages.asking
+@outages.reconnecting
 def _vanished_before(day: datetime.date, location: str) -> int:
     """What the export before said: a deletion since then has not brought those rows back."""
     found = runs().filter(day=day, kind=Run.Kind.EXPORT, state=Run.State.VERIFIED, location=location)
     return found.order_by("-id").values_list("vanished", flat=True).first() or 0
 
 
-@outages.asking
+@outages.reconnecting
 def _may_vanish(day: datetime.date, location: str) -> bool:
     """Whether rows that only the store has went from the table in another way than by a deletion of ours, or because
     they were old."""

@@ -24,7 +24,7 @@ _NIGHT = datetime.timedelta(hours=20)
 _NOT_DONE = (Run.State.FAILED, Run.State.UNKNOWN, Run.State.ABANDONED)
 
 
-@outages.asking
+@outages.reconnecting
 def late_days(before: datetime.date, location: str) -> list[Due]:
     """The verified days before ``before`` of which rows came since, the oldest first; and those that a task began to
     export again for that reason, and did not.

@@ -57,17 +57,17 @@ def runs() -> QuerySet[Run]:
     return Run.objects.using(router.db_for_write(Run))
 
 
-@outages.asking
+@outages.reconnecting
 def latest_verified(location: str, since: datetime.date, until: datetime.date) -> dict[datetime.date, Run]:
     """For each of these days that has been exported after its end and verified, the last run that did."""
     settle()
     found = runs().filter(
         kind=Run.Kind.EXPORT, state=Run.State.VERIFIED, location=location, day__gte=since, day__lte=until
     )
-    return {run.day: run for run in found.order_by("id") if days.is_whole(run.day, run.snapshot_at, run.started_at)}
+    return {run.day: run for run in found.order_by("id") if days.is_complete(run.day, run.snapshot_at, run.started_at)}
 
 
-@outages.asking
+@outages.reconnecting
 def without_rows(since: datetime.date, until: datetime.date) -> set[datetime.date]:
     """Those of these days of which rows were deleted, after an export to whatever place, and not all brought back."""
     found: set[datetime.date] = set()
@@ -80,7 +80,7 @@ def without_rows(since: datetime.date, until: datetime.date) -> set[datetime.dat
     return found
 
 
-@outages.asking
+@outages.reconnecting
 def killed_runs(kind: str, day: datetime.date, location: str) -> int:
     """How many runs in a row have died on this day lately, without any that came to an end."""
     count = 0
@@ -116,7 +116,7 @@ def settle() -> None:
     """Write the ends of this process's runs that came while the ledger's database was away."""
     for end in list(_unwritten):
         try:
-            outages.asking(end.write)()
+            outages.reconnecting(end.write)()
         except DatabaseError:
             raise
         except AnyDatabaseError:
@@ -276,13 +276,13 @@ class Ledger:
             finally:
                 connections[alias].close()
 
-        def tell() -> None:
+        def report() -> None:
             try:
                 told.set_result(extended())
             except BaseException as error:  # noqa: BLE001 - raised where it is waited for
                 told.set_exception(error)
 
-        threading.Thread(target=tell, daemon=True).start()
+        threading.Thread(target=report, daemon=True).start()
         try:
             return told.result(outages.PATIENCE)
         except TimeoutError as error:

@@ -16,7 +16,7 @@ from django.db import InterfaceError, OperationalError, connections, router, tra
 
 from parquet_analytics.exceptions import DatabaseError, ParquetAnalyticsError
 
-__all__ = ["PATIENCE", "Patience", "asking", "atomic", "converted", "is_away", "reconnect", "told"]
+__all__ = ["PATIENCE", "Patience", "reconnecting", "atomic", "converted", "is_away", "reconnect", "translating"]
 
 PATIENCE = 30.0
 """Seconds that tasks and commands wait for a database before they go on to the next day. A restart takes less."""
@@ -53,7 +53,7 @@ def is_away(error: BaseException) -> bool:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def translating() -> Iterator[None]:
     """What Django raises because a database is away becomes :class:`DatabaseError`, which may be tried again. So may
     what a pooler answers while the database behind it is away, which it also answers to a wrong password: with Django's
     own parameters that is the less likely reason."""
@@ -68,13 +68,13 @@ def told() -> Iterator[None]:
         raise converted(error) from error
 
 
-def asking(function: Callable[P, T]) -> Callable[P, T]:
+def reconnecting(function: Callable[P, T]) -> Callable[P, T]:
     """For functions that only ask. A connection that died while nobody used it says so when it is used: they ask once
-    more on a new one. What is still away then is told as by :func:`told`."""
+    more on a new one. What is still away then is told as by :func:`translating`."""
 
     @functools.wraps(function)
-    def ask(*arguments: P.args, **named: P.kwargs) -> T:
-        with told():
+    def asked(*arguments: P.args, **named: P.kwargs) -> T:
+        with translating():
             try:
                 return function(*arguments, **named)
             except AnyDatabaseError as error:
@@ -82,7 +82,7 @@ def asking(function: Callable[P, T]) -> Callable[P, T]:
                     raise
             return function(*arguments, **named)
 
-    return ask
+    return asked
 
 
 @contextmanager
@@ -124,7 +124,7 @@ class Patience:
     def __call__(self, work: Callable[[], T]) -> T:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                with told():
+                with translating():
                     done = work()
             except DatabaseError as error:
                 if attempt == _ATTEMPTS or not _is_outage(error) or _in_transaction():

@@ -24,7 +24,7 @@ class Seen(NamedTuple):
     """Those of the tables that no other connection can see."""
 
 
-@outages.asking
+@outages.reconnecting
 def seen_by(alias: str, tables: list[str | None]) -> Seen:
     """What a site does to its connections when they are made (a search path, a role, a temporary table) decides what it
     sees, so its own connection is asked.

@@ -118,13 +118,13 @@ class Command(BaseCommand):
         codes = []
         for day in wanted:
             if day in done and not self.options["delete_after_export"]:
-                codes.append(self._tell(day, "skipped", run=done[day]))
+                codes.append(self._report(day, "skipped", run=done[day]))
                 continue
             try:
                 codes.append(self._one(day, done.get(day)))
             except (ConfigurationError, PermissionDenied) as error:
                 # It would be the same for every other day.
-                codes.append(self._tell(day, "failed", error=error))
+                codes.append(self._report(day, "failed", error=error))
                 break
         return codes
 
@@ -154,10 +154,10 @@ class Command(BaseCommand):
         finally:
             bar.clear()
         if error is None:
-            return self._tell(day, "verified", run=run, result=result, deleted=deleted, hot=hot)
+            return self._report(day, "verified", run=run, result=result, deleted=deleted, hot=hot)
         if absent:
-            return self._tell(day, "absent")
-        return self._tell(day, "failed", run=run, error=error)
+            return self._report(day, "absent")
+        return self._report(day, "failed", run=run, error=error)
 
     def _exported(self, day: datetime.date, bar: Bar) -> tuple[Any, dict[str, Any]]:
         from parquet_analytics.django import runs
@@ -214,7 +214,7 @@ class Command(BaseCommand):
             try:
                 found = plan.of(day)
             except ParquetAnalyticsError as error:
-                codes.append(self._tell(day, "failed", error=error))
+                codes.append(self._report(day, "failed", error=error))
                 continue
             codes.append(exit_codes.DONE)
             if self.options["json"]:
@@ -227,7 +227,7 @@ class Command(BaseCommand):
                     self.stdout.write(f"  {key}")
         return codes
 
-    def _tell(
+    def _report(
         self,
         day: datetime.date,
         state: str,
