@@ -134,13 +134,22 @@ def test_an_id_that_is_given_out_again_on_another_date_is_another_row(place: Pla
         exporter.export_daily_pageviews(DAY, replace=True)
 
 
-def test_a_row_of_two_files_that_has_vanished_holds_no_deletion_back(place: Place, filled: str) -> None:
+def test_a_row_of_two_files_that_has_vanished_holds_no_deletion_back(
+    place: Place, filled: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It counts on both days, so that is said; of rows that are there nothing is."""
+    caplog.set_level("WARNING", logger="parquet_analytics")
     exporter = place.exporter(filled)
     exporter.export_daily_pageviews(DAY)
     execute(filled, MOVE, LATE.replace("2026-07-01", "2026-07-02"))
     exporter.export_daily_pageviews(NEXT)
+    with pytest.raises(DeletionRefused):
+        exporter.delete_exported_pageviews(NEXT)
+    assert "count on both days" not in caplog.text
     execute(filled, "DELETE FROM analytics_pageview WHERE id = 2")
     assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
+    said = "2026-07-02: 1 rows are in the file of 2026-07-01 too, and the table has none of them any more"
+    assert said in caplog.text
     assert exporter.delete_exported_pageviews(DAY)["deleted"] == 2
 
 
@@ -578,3 +587,41 @@ def test_a_day_that_shares_no_row_with_others_is_deleted_at_once(place: Place, f
         exporter.export_daily_pageviews(day)
     assert exporter.delete_exported_pageviews(NEXT)["deleted"] == 1
     assert exporter.delete_exported_pageviews(DAY)["deleted"] == 4
+
+
+def damaged_pages(body: bytes) -> bytes:
+    """What lies before indexes and footer is no page any more."""
+    group = pq.read_metadata(io.BytesIO(body)).row_group(0)
+    columns = [group.column(number) for number in range(group.num_columns)]
+    starts = [
+        min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset) for column in columns
+    ]
+    end = max(start + column.total_compressed_size for start, column in zip(starts, columns, strict=True))
+    return b"PAR1" + bytes(end - 4) + body[end:]
+
+
+def test_other_files_are_looked_into_only_where_ids_may_be_shared(place: Place, filled: str) -> None:
+    """A deletion reads what a file says of its ids, and rows only of those that may have some of the same."""
+    exporter = place.exporter(filled)
+    execute(filled, "INSERT INTO analytics_pageview VALUES (20, '/a', NULL, 1, '2026-07-02', 200, 7, NULL)")
+    execute(filled, "INSERT INTO analytics_pageview VALUES (40, '/b', NULL, 1, '2026-07-02', 200, 7, NULL)")
+    for day in (DAY, NEXT):
+        exporter.export_daily_pageviews(day)
+    place.write(NEXT_KEY, damaged_pages(place.read(NEXT_KEY)))
+    assert exporter.delete_exported_pageviews(DAY)["deleted"] == 3
+    execute(filled, "INSERT INTO analytics_pageview VALUES (30, '/late', NULL, 1, '2026-07-01', 200, 7, NULL)")
+    exporter.export_daily_pageviews(DAY)
+    with pytest.raises(CorruptFile, match=saying(NEXT_KEY)):
+        exporter.delete_exported_pageviews(DAY)
+
+
+def test_a_file_that_does_not_say_its_ids_is_looked_into(place: Place, filled: str) -> None:
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    execute(filled, MOVE)
+    exporter.export_daily_pageviews(NEXT)
+    body = place.read(KEY)
+    assert body.count(b"parquet_analytics.ids") == 1
+    place.write(KEY, body.replace(b"parquet_analytics.ids", b"parquet_analytics.odd"))
+    with pytest.raises(DeletionRefused, match=saying("2026-07-01", "id 2")):
+        exporter.delete_exported_pageviews(NEXT)

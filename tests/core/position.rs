@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use parquet_analytics::file::position::{Identity, Position, Relation, Stale, parse_lsn};
+use parquet_analytics::file::position::{Identity, Position, Relation, Stale, at_page_end, parse_lsn};
 use rand::seq::IteratorRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -117,6 +117,15 @@ fn a_standby_covers_what_it_has_replayed_or_whose_transactions_have_ended() {
         let standby = Position::new(of_old(), true, snapshot, replayed, replayed).unwrap();
         assert_eq!(standby.covers(&stored).is_ok(), covers, "{standby}");
     }
+}
+
+#[test]
+fn a_place_after_a_pages_header_is_the_end_of_the_page_before() {
+    for (lsn, end) in [(24, 0), (8192 + 24, 8192), (8192 + 25, 8192 + 25), (8192, 8192), (16, 16)] {
+        assert_eq!(at_page_end(lsn), end);
+    }
+    let position = Position::new(of_old(), true, "9:9:", 8192 + 24, 8192 + 24).unwrap();
+    assert_eq!((position.lsn_before, position.lsn_after), (8192 + 24, 8192));
 }
 
 /// A primary's history: transactions begin, and commit with a record in the log that standbys may replay
