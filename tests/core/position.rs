@@ -121,7 +121,13 @@ fn a_standby_covers_what_it_has_replayed_or_whose_transactions_have_ended() {
 
 #[test]
 fn a_place_after_a_pages_header_is_the_end_of_the_page_before() {
-    for (lsn, end) in [(24, 0), (8192 + 24, 8192), (8192 + 25, 8192 + 25), (8192, 8192), (16, 16)] {
+    for (lsn, end) in [
+        (24, 0),
+        (8192 + 24, 8192),
+        (8192 + 25, 8192 + 25),
+        (8192, 8192),
+        (16, 16),
+    ] {
         assert_eq!(at_page_end(lsn), end);
     }
     let position = Position::new(of_old(), true, "9:9:", 8192 + 24, 8192 + 24).unwrap();
