@@ -29,7 +29,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "parque
 TESTS = {
     "src/file/position.rs": "core/position identity merge row_identity",
     "src/file/remaining.rs": "core/remaining row_identity delete merge",
-    "src/archive/stored.rs": "delete row_identity export verify conditional_reads",
+    "src/archive/stored.rs": "merge row_identity delete identity export verify conditional_reads",
     "src/archive/stamp.rs": "delete identity row_identity",
     "src/archive/merge.rs": "merge row_identity bad_rows core/merge",
     "src/archive/publish.rs": "core/publish export conditional_reads faults",

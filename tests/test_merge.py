@@ -76,8 +76,9 @@ def test_late_rows_are_added_changed_ones_win_and_rows_that_are_gone_are_kept(pl
     assert table.filter(pa.compute.equal(table["id"], 3)).to_pylist() == views().slice(2).to_pylist()
 
 
-def test_a_day_with_nothing_new_is_not_written_again(place: Place, filled: str) -> None:
-    exporter = place.exporter(filled)
+@pytest.mark.parametrize("source", ["database", "stream"])
+def test_a_day_with_nothing_new_is_not_written_again(place: Place, filled: str, source: str) -> None:
+    exporter = place.exporter(filled if source == "database" else views())
     first = exporter.export_daily_pageviews(DAY)
     before = place.s3.client().head_object(Bucket=place.bucket, Key=place._full(KEY))
     for _ in range(2):
