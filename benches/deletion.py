@@ -117,14 +117,14 @@ def main() -> None:
         postgres.drop_database(url)
 
         url = filled()
-        exporter = ParquetAnalyticsExporter(Path(folder).as_uri(), source=url)
+        exporter = ParquetAnalyticsExporter((Path(folder) / "gentle").as_uri(), source=url)
         gentle = min(rows, 500_000)
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute(
                 "DELETE FROM analytics_pageview WHERE id IN (SELECT id FROM analytics_pageview OFFSET %s)", [gentle]
             )
             connection.execute("VACUUM ANALYZE analytics_pageview")
-        exporter.export_daily_pageviews(DAY, discard_stored=True)
+        exporter.export_daily_pageviews(DAY)
         measure(
             "the same, at most 10,000 rows/s",
             url,

@@ -131,19 +131,24 @@ def test_text_is_compared_by_bytes_whatever_the_collation_says(place: Place, fil
 
 
 @pytest.fixture
-def overtaken(place: Place) -> Iterator[Callable[[str, int, Callable[[], object]], ParquetAnalyticsExporter]]:
-    """An exporter whose n-th write of the day's file is overtaken by something else that is done to the day. When that
-    gives a number, so many reads are answered after it, and no more."""
+def overtaken(place: Place) -> Iterator[Callable[..., ParquetAnalyticsExporter]]:
+    """An exporter whose n-th write of the day's file is overtaken by something else that is done to the day: before it
+    takes effect, or when it has `landed` and was not read back yet. When that gives a number, so many reads are answered
+    after it, and no more."""
     proxy = S3Proxy(place.s3.endpoint_url)
     writes: list[str] = []
     outcomes: list[object] = []
 
-    def exporter(url: str, write: int, meanwhile: Callable[[], object]) -> ParquetAnalyticsExporter:
+    def exporter(
+        url: str, write: int, meanwhile: Callable[[], object], landed: bool = False
+    ) -> ParquetAnalyticsExporter:
         def passed(address: str, request: Request) -> Answer:
             if request.method == "PUT" and request.path.split("?")[0].endswith(KEY):
                 writes.append(request.path)
                 if len(writes) == write:
+                    answer = forward(address, request) if landed else None
                     outcomes.append(meanwhile())
+                    return answer or forward(address, request)
             if request.method == "GET" and outcomes and isinstance(outcomes[0], int):
                 outcomes[0] -= 1
                 if outcomes[0] < 0:
@@ -158,16 +163,17 @@ def overtaken(place: Place) -> Iterator[Callable[[str, int, Callable[[], object]
     proxy.close()
 
 
+@pytest.mark.parametrize("landed", [False, True])
 @pytest.mark.parametrize(("write", "first", "other"), [(1, 0, 3), (2, 3, 0)])
 def test_two_deletions_of_a_day_end_both(
-    place: Place, filled: str, overtaken: Any, write: int, first: int, other: int
+    place: Place, filled: str, overtaken: Any, write: int, first: int, other: int, landed: bool
 ) -> None:
     """Each writes into the file what it did; whoever comes later finds the same rows there, and writes once more."""
     exporter = place.exporter(filled)
     exporter.export_daily_pageviews(DAY)
     before = stored(place)
     results = []
-    meanwhile = overtaken(filled, write, lambda: results.append(exporter.delete_exported_pageviews(DAY)))
+    meanwhile = overtaken(filled, write, lambda: results.append(exporter.delete_exported_pageviews(DAY)), landed)
     results.append(meanwhile.delete_exported_pageviews(DAY))
     assert [result["deleted"] for result in results] == [other, first]
     assert results[-1]["etag"] == exporter.verify(DAY)["etag"]
@@ -175,9 +181,12 @@ def test_two_deletions_of_a_day_end_both(
     assert stored(place).equals(before)
 
 
+@pytest.mark.parametrize(
+    ("landed", "says"), [(False, "was changed by somebody else"), (True, "by somebody else meanwhile")]
+)
 @pytest.mark.parametrize(("write", "kept"), [(1, [1, 2, 3, 9]), (2, [9])])
 def test_a_deletion_that_an_export_overtakes_is_refused(
-    place: Place, filled: str, overtaken: Any, write: int, kept: list[int]
+    place: Place, filled: str, overtaken: Any, write: int, kept: list[int], landed: bool, says: str
 ) -> None:
     """Other rows are in the file now: they have to be looked at first."""
     exporter = place.exporter(filled)
@@ -187,8 +196,8 @@ def test_a_deletion_that_an_export_overtakes_is_refused(
         execute(filled, LATE)
         exporter.export_daily_pageviews(DAY)
 
-    with pytest.raises(ParquetAnalyticsError, match=saying(KEY, "was changed by somebody else")) as caught:
-        overtaken(filled, write, export).delete_exported_pageviews(DAY)
+    with pytest.raises(ParquetAnalyticsError, match=saying(KEY, says)) as caught:
+        overtaken(filled, write, export, landed).delete_exported_pageviews(DAY)
     assert caught.value.retryable is True
     assert left(filled) == sorted([*kept, 4])
     assert exporter.delete_exported_pageviews(DAY)["deleted"] == len(kept)

@@ -3,6 +3,7 @@ another one that has the same place by mistake changes nothing."""
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -210,6 +211,24 @@ def test_a_day_is_written_anew_only_by_its_own_database(place: Place, ours: str,
     with pytest.raises(ErasureRefused, match=saying(f"pageviews_{NEXT}")):
         place.exporter(ours).erase_from_day(NEXT)
     assert everything(place) == before
+
+
+def test_nothing_of_another_databases_day_goes_not_even_own_copies(place: Place, ours: str, theirs: str) -> None:
+    """Erasing a day drops copies first; whose the day is, is looked at before."""
+    execute(ours, LATER)
+    exporter = place.exporter(ours)
+    exporter.export_daily_pageviews(NEXT, per_project=True)
+    copies = {key: place.read(key) for key in place.keys() if "/project/" in key}  # noqa: SIM118
+    exporter.erase_project(7)
+    place.exporter(theirs).export_daily_pageviews(NEXT, accept_moved_database=True, allow_empty=True)
+    for key, body in copies.items():
+        place.write(key, body)
+    before = everything(place)
+    slugs = {key.split("/project/")[1].split("/")[0] for key in copies}
+    with pytest.raises(ErasureRefused, match=saying(f"pageviews_{NEXT}")):
+        exporter.erase_from_day(NEXT, slugs=slugs)
+    assert everything(place) == before
+    assert exporter.days_with_erased_copies([NEXT], slugs) == [datetime.date.fromisoformat(NEXT)]
 
 
 def test_copies_of_another_database_stay(place: Place, ours: str, theirs: str) -> None:
