@@ -37,11 +37,11 @@ TESTS = {
     "src/archive/delete.rs": "delete row_identity identity conditional_reads effects",
     "src/archive/delete/elsewhere.rs": "row_identity django_moved_rows delete",
     "src/archive/delete/stamp.rs": "delete row_identity concurrency",
-    "src/archive/erase.rs": "erasure_list erasure_owners django_erasure django_erasure_stored",
+    "src/archive/erase.rs": "erasure_owners erasure_list django_erasure django_erasure_stored",
     "src/archive/claim.rs": "erasure_owners erasure_list",
-    "src/archive/copies/stale.rs": "erasure_list erasure_owners django_erasure django_erasure_stored",
+    "src/archive/copies/stale.rs": "erased_rows erasure_owners erasure_list django_erasure django_erasure_stored",
     "src/archive/erase/record.rs": "erasure_list erasure_owners django_erasure_stored",
-    "src/archive/erase/look.rs": "erasure_owners erasure_list django_erasure_stored",
+    "src/archive/erase/look.rs": "erased_rows erasure_owners erasure_list django_erasure_stored",
 }
 FILES = "PARQUET_ANALYTICS_MUTANTS"
 

@@ -133,8 +133,8 @@ def test_text_is_compared_by_bytes_whatever_the_collation_says(place: Place, fil
 @pytest.fixture
 def overtaken(place: Place) -> Iterator[Callable[..., ParquetAnalyticsExporter]]:
     """An exporter whose n-th write of the day's file is overtaken by something else that is done to the day: before it
-    takes effect, or when it has `landed` and was not read back yet. When that gives a number, so many reads are answered
-    after it, and no more."""
+    takes effect, or when it has `landed` and was not read back yet. When that gives a number, so many reads are
+    answered after it, and no more."""
     proxy = S3Proxy(place.s3.endpoint_url)
     writes: list[str] = []
     outcomes: list[object] = []

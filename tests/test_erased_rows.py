@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from parquet_analytics import ParquetAnalyticsExporter
 
-from tests.archives import DAY, Place, saying, views
+from tests.archives import DAY, Place, views
 from tests.test_row_identity import damaged_pages
 
 DAYS = [DAY + datetime.timedelta(days=number) for number in range(3)]
