@@ -214,6 +214,20 @@ def test_a_deletion_that_damage_overtakes_is_refused(
     assert left(filled) == [1, 2, 3, 4]
 
 
+def test_a_file_that_is_replaced_between_batches_ends_the_deletion(place: Place, filled: str) -> None:
+    """However long there is between them."""
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+
+    def replace(looked_at: int, _: int) -> None:
+        if looked_at == 1:
+            place.write(KEY, b"PAR1 and no more")
+
+    with pytest.raises(ParquetAnalyticsError, match=saying(KEY, "by somebody else during the deletion")):
+        exporter.delete_exported_pageviews(DAY, batch_rows=1, pause=1.5, progress=replace)
+    assert len(left(filled)) == 3
+
+
 @pytest.mark.parametrize(("reads", "error"), [(0, CommitStateUnknown), (1, PermissionDenied)])
 def test_a_deletion_that_cannot_see_what_overtook_it_says_why(
     place: Place, filled: str, overtaken: Any, reads: int, error: type[ParquetAnalyticsError]
