@@ -4,7 +4,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := build
-.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python test-full-mutants torture mutants wheel lint fmt bench fuzz clean
+.PHONY: build demo test test-rust test-python test-full test-full-rust test-full-python test-full-mutants torture mutants wheel lint fmt bench bench-query fuzz clean
 
 find_python = for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done
@@ -94,7 +94,12 @@ fmt:
 	$(BIN)/ruff format
 
 bench: build
-	$(PYTHON) benches/compare.py
+	$(PYTHON) benches/compare.py $(ARGS)
+
+# Questions to a store that is far away, at the size of a real day: it makes 90 of them first, which takes an hour and
+# 12 GB. make bench-query ARGS="--rows 50000 --days 30" is a try.
+bench-query: build
+	$(PYTHON) benches/query.py $(ARGS)
 
 # For TIME seconds; see fuzz/src/lib.rs.
 TARGET ?= stored_file

@@ -16,6 +16,8 @@ pub mod scan;
 
 pub mod archive;
 
+mod report;
+
 pub mod query;
 
 pub mod sample;

@@ -1,5 +1,5 @@
 //! Questions: what a dashboard asks, in terms of projects and days. Which bytes that takes is decided in
-//! [`crate::scan::plan`], the SQL over them runs in [`crate::engine`].
+//! [`crate::scan::plan`]; named reports are added up in [`crate::report`], SQL runs in [`crate::engine`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +12,12 @@ use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Prefix};
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
-use crate::engine::{self, Answer, Batches, Limits, Param, Params};
-use crate::scan::cache::Freshness;
+use crate::engine::{self, Answer, Batches, Limits, Params};
+use crate::report;
+pub use crate::report::Pages;
 use crate::scan::erased;
 use crate::scan::plan::Filter;
-use crate::scan::{DayPlan, Options, Scan, Stats};
+use crate::scan::{Coverage, DayPlan, Options, Scan, Stats};
 use crate::store::Store;
 
 /// First and last day of a question, both included.
@@ -120,9 +121,6 @@ impl engine::Relation for Both {
     }
 }
 
-/// The days of a question, each with the rows of its file; `None` for one that has none.
-pub type Coverage = Vec<(Day, Option<u64>)>;
-
 /// Answers questions from the day files of one store and prefix. Constructing does no I/O; footers,
 /// connections and DuckDB belong to the process, so that one can be made for every question.
 #[derive(Clone)]
@@ -155,37 +153,10 @@ impl Stream {
         self.scan.stats()
     }
 
-    pub fn coverage(&self) -> Option<Coverage> {
+    pub fn coverage(&self) -> Result<Option<Coverage>> {
         self.scan.coverage()
     }
 }
-
-const TOP_PAGES: &str = "SELECT path, sum(view_count)::BIGINT AS count FROM pageviews
-    GROUP BY path ORDER BY count DESC, path LIMIT $1 OFFSET $2";
-
-const TOP_PAGES_PER_VERSION: &str = "SELECT path, sum(view_count)::BIGINT AS count, version_slug FROM pageviews
-    GROUP BY path, version_slug ORDER BY count DESC, path, version_slug NULLS FIRST LIMIT $1 OFFSET $2";
-
-const TOP_FULL_PATHS: &str = "SELECT full_path, sum(view_count)::BIGINT AS count FROM pageviews
-    GROUP BY full_path ORDER BY count DESC, full_path NULLS FIRST LIMIT $1 OFFSET $2";
-
-/// What the views of a page are summed by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pages {
-    /// Path below the version.
-    Path,
-    /// The same, each version apart.
-    PathAndVersion,
-    /// Path with language and version.
-    FullPath,
-}
-
-const DAILY_TOTALS: &str = "SELECT date, sum(view_count)::BIGINT AS count FROM pageviews GROUP BY date ORDER BY date";
-
-const DAILY_TOTALS_FILLED: &str = "SELECT day::DATE AS date, coalesce(count, 0)::BIGINT AS count
-    FROM generate_series($1::DATE, $2::DATE, INTERVAL 1 DAY) AS days(day)
-    LEFT JOIN (SELECT date, sum(view_count) AS count FROM pageviews GROUP BY date) AS totals
-    ON totals.date = day::DATE ORDER BY date";
 
 impl Querier {
     pub fn new(store: Store, prefix: Prefix, limits: Limits, options: Options) -> Self {
@@ -211,22 +182,13 @@ impl Querier {
         &self,
         filter: Filter,
         extent: impl Into<Extent>,
-        (limit, offset): (i64, i64),
+        limit_and_offset: (usize, usize),
         pages: Pages,
         cancel: &Cancel,
     ) -> Result<Table> {
-        let sql = match pages {
-            Pages::Path => TOP_PAGES,
-            Pages::PathAndVersion => TOP_PAGES_PER_VERSION,
-            Pages::FullPath => TOP_FULL_PATHS,
-        };
-        self.run(
-            filter,
-            extent.into(),
-            sql,
-            vec![Param::Int(limit), Param::Int(offset)].into(),
-            cancel,
-        )
+        self.report(filter, &extent.into(), cancel, |relation, cancel| {
+            report::top_pages(relation, pages, limit_and_offset, &self.limits, cancel)
+        })
     }
 
     /// Views by day, the oldest first: columns date (date32) and count (int64). Days without views are left
@@ -239,13 +201,10 @@ impl Querier {
         cancel: &Cancel,
     ) -> Result<Table> {
         let extent = extent.into();
-        if fill {
-            let Span { since, until } = extent.span;
-            let days = vec![Param::Date(since.to_date32()), Param::Date(until.to_date32())];
-            self.run(filter, extent, DAILY_TOTALS_FILLED, days.into(), cancel)
-        } else {
-            self.run(filter, extent, DAILY_TOTALS, Params::none(), cancel)
-        }
+        let Span { since, until } = extent.span;
+        self.report(filter, &extent, cancel, |relation, cancel| {
+            report::daily_totals(relation, (since, until), fill, &self.limits, cancel)
+        })
     }
 
     /// Rows of one project as they are stored: the newest day first, then by status, path, version_slug and id.
@@ -287,22 +246,18 @@ impl Querier {
         params: Params,
         cancel: &Cancel,
     ) -> Result<Table> {
-        self.run(filter, extent.into(), sql, params, cancel)
+        self.run(filter, &extent.into(), sql, &params, cancel)
     }
 
-    /// The ids of the erased projects, as old as what is known of recent days.
+    /// The ids of the erased projects.
     pub fn erased(&self, cancel: &Cancel) -> Result<Vec<i32>> {
-        let asked = erased::ids(&self.store, &self.prefix, self.options.freshness.recent);
+        let asked = erased::ids(&self.store, &self.prefix, self.options.lookup_max_age);
         Ok(runtime::block_on(cancel, asked)?.0.to_vec())
     }
 
     /// Days of which rows were deleted from the database, asked anew with `fresh`.
     pub fn days_with_deleted_rows(&self, fresh: bool, cancel: &Cancel) -> Result<Vec<Day>> {
-        let max_age = if fresh {
-            Duration::ZERO
-        } else {
-            self.options.freshness.recent
-        };
+        let max_age = self.lookup_max_age(fresh);
         runtime::block_on(cancel, deleted::days(&self.store, &self.prefix, max_age))
     }
 
@@ -312,14 +267,19 @@ impl Querier {
             return Ok(Vec::new());
         };
         let extent = Extent::new(Span::new(since, until)?, Some(days), Vec::new())?;
-        let mut options = self.options.clone();
-        if fresh {
-            options.freshness = Freshness {
-                recent: Duration::ZERO,
-                older: Duration::ZERO,
-            };
-        }
+        let options = Options {
+            max_age: self.lookup_max_age(fresh),
+            ..self.options.clone()
+        };
         self.scan(Filter::default(), &extent, &options, cancel).covered()
+    }
+
+    fn lookup_max_age(&self, fresh: bool) -> Duration {
+        if fresh {
+            Duration::ZERO
+        } else {
+            self.options.lookup_max_age
+        }
     }
 
     /// What reading these columns would fetch, day by day, the newest first. Reads footers, but no data.
@@ -348,21 +308,47 @@ impl Querier {
         ))
     }
 
-    fn run(&self, filter: Filter, extent: Extent, sql: &str, params: Params, cancel: &Cancel) -> Result<Table> {
-        let scan = self.scan(filter, &extent, &self.options, cancel);
+    /// A question that is answered without SQL.
+    fn report(
+        &self,
+        filter: Filter,
+        extent: &Extent,
+        cancel: &Cancel,
+        report: impl FnOnce(&dyn engine::Relation, &Cancel) -> Result<RecordBatch>,
+    ) -> Result<Table> {
+        report::within(self.limits.timeout, cancel, |cancel| {
+            let (scan, relation) = self.relation(filter, extent, cancel);
+            let batch = report(&*relation, cancel)?;
+            Table::new(batch.schema(), vec![batch], &scan)
+        })
+    }
+
+    fn run(&self, filter: Filter, extent: &Extent, sql: &str, params: &Params, cancel: &Cancel) -> Result<Table> {
+        let (scan, relation) = self.relation(filter, extent, cancel);
+        let Answer { schema, batches } = engine::query(relation, sql, params, &self.limits, cancel)?;
+        Table::new(schema, batches.collect::<Result<Vec<_>>>()?, &scan)
+    }
+
+    fn relation(&self, filter: Filter, extent: &Extent, cancel: &Cancel) -> (Arc<Scan>, Arc<dyn engine::Relation>) {
+        let scan = self.scan(filter, extent, &self.options, cancel);
         let relation: Arc<dyn engine::Relation> = if extent.live.is_empty() {
             scan.clone()
         } else {
-            let (scan, live) = (scan.clone(), extent.live);
+            let (scan, live) = (scan.clone(), extent.live.clone());
             Arc::new(Both { scan, live })
         };
-        let Answer { schema, batches } = engine::query(relation, sql, &params, &self.limits, cancel)?;
-        let batches = batches.collect::<Result<Vec<_>>>()?;
-        Ok(Table {
+        (scan, relation)
+    }
+}
+
+impl Table {
+    fn new(schema: SchemaRef, batches: Vec<RecordBatch>, scan: &Scan) -> Result<Self> {
+        let coverage = scan.coverage()?;
+        Ok(Self {
             schema,
             batches,
             stats: scan.stats(),
-            coverage: scan.coverage(),
+            coverage,
         })
     }
 }

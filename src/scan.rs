@@ -1,7 +1,10 @@
-//! Reads the rows of many days that pass a filter. All footers are asked for at once, then all byte ranges
-//! that can matter, on condition of the footers' versions; rows are decoded from memory and filtered
-//! exactly. Small questions take one round trip for footers and one for data; large ones are fetched
-//! ahead within a budget of bytes, so that memory does not grow with the answer.
+//! Reads the rows of many days that pass a filter. What is not remembered of footers is asked for at once, then all byte
+//! ranges that can matter, on condition of the footers' versions; rows are decoded from memory and filtered exactly. Small
+//! questions take one round trip for footers, unless all are remembered, and one for data; large ones are fetched ahead
+//! within a budget of bytes, so that memory does not grow with the answer.
+//!
+//! A plan may be made from any footer, however old, since every read asks for its version, and a file of which nothing is
+//! read is asked about in the same round trip: an answer is of the versions that were stored while it was made.
 //!
 //! Which ranges matter is decided in [`crate::scan::plan`], what is remembered in [`crate::scan::cache`].
 
@@ -20,7 +23,8 @@ pub use decode::WholeFile;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -32,7 +36,7 @@ use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
 use crate::engine::{Batches, Relation, Unit};
 use crate::file::footer::GroupPlan;
-use crate::scan::cache::{Freshness, Provenance};
+use crate::scan::cache::Provenance;
 use crate::scan::plan::Filter;
 use crate::store::Store;
 
@@ -41,10 +45,17 @@ use stats::Counters;
 pub use stats::{DayPlan, State, Stats};
 use version::Version;
 
+/// How often a question is begun again because projects were erased meanwhile.
+const ERASURES: u32 = 4;
+
 /// How a scan reads; the defaults suit object storage.
 #[derive(Debug, Clone)]
 pub struct Options {
-    pub freshness: Freshness,
+    /// How long the store is believed to be as it was, without asking: what needs no data, and what was absent.
+    pub max_age: Duration,
+    /// The same for what is looked up beside questions: which days have a file, of which rows were deleted, and which
+    /// projects are erased.
+    pub lookup_max_age: Duration,
     /// Ranges at most so many bytes apart become one request.
     pub gap: u64,
     /// Requests above so many bytes are split.
@@ -68,7 +79,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            freshness: Freshness::default(),
+            max_age: Duration::from_secs(2),
+            lookup_max_age: Duration::from_secs(60),
             gap: 1 << 20,
             request_bytes: 16 << 20,
             ahead_bytes: 256 << 20,
@@ -88,11 +100,10 @@ struct Context {
     prefix: Prefix,
     /// As it was asked for.
     given: Filter,
-    /// With the erased projects, once they are known.
-    filter: OnceLock<Filter>,
+    /// With the erased projects, as far as they are known.
+    filter: Mutex<Arc<Filter>>,
     options: Options,
     cancel: Cancel,
-    today: Day,
     /// Keep of footers only what will be read.
     reduced: bool,
     /// Bytes of the ends of objects that are kept.
@@ -100,6 +111,9 @@ struct Context {
     requests: Semaphore,
     counters: Counters,
 }
+
+/// Days, each with the rows of its file; `None` for one that has none.
+pub type Coverage = Vec<(Day, Option<u64>)>;
 
 /// The rows of some days that pass a filter, read when asked for. All readings of one scan see the same
 /// version of every file.
@@ -129,19 +143,18 @@ impl Scan {
             .map(|day| (day, prefix.key(&Scope::Day, day)))
             .collect();
         let requests = Semaphore::new(options.concurrency.max(1));
-        let (today, counters) = (Day::today(), Counters::default());
+        let given = filter.sorted();
         let context = Arc::new(Context {
             store,
             prefix: prefix.clone(),
-            given: filter.sorted(),
-            filter: OnceLock::new(),
+            filter: Mutex::new(Arc::new(given.clone())),
+            given,
             options,
             cancel,
-            today,
             reduced,
             tails: AtomicU64::new(0),
             requests,
-            counters,
+            counters: Counters::default(),
         });
         Self {
             context,
@@ -152,25 +165,28 @@ impl Scan {
 
     /// Finds out which days have a file, and what can matter in it. Reading does it by itself.
     pub fn prepare(&self) -> Result<()> {
-        self.objects().map(drop)
+        self.confirmed().map(drop)
     }
 
     /// The days that have a file, the newest first.
     pub fn covered(&self) -> Result<Vec<Day>> {
         Ok(self
-            .objects()?
+            .confirmed()?
             .iter()
             .filter(|object| object.version().footer.is_some())
             .map(|object| object.day)
             .collect())
     }
 
-    /// What is known of the days once they were looked at: the rows of each file, `None` where there is none. Nothing when no
-    /// day was looked at.
-    pub fn coverage(&self) -> Option<Vec<(Day, Option<u64>)>> {
-        let objects = self.objects.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+    /// What is stored of the days once they were looked at: the rows of each file, `None` where there is none. Nothing when
+    /// no day was looked at. What has not been read is asked about.
+    pub fn coverage(&self) -> Result<Option<Coverage>> {
+        if self.objects.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Ok(None);
+        }
+        let objects = self.confirmed()?;
         let rows = |object: &Arc<Object>| object.version().footer.as_ref().map(|footer| footer.rows());
-        Some(objects.iter().map(|object| (object.day, rows(object))).collect())
+        Ok(Some(objects.iter().map(|object| (object.day, rows(object))).collect()))
     }
 
     pub fn stats(&self) -> Stats {
@@ -195,8 +211,8 @@ impl Scan {
     /// What reading these columns (indexes into [`schema::pageviews`]) would fetch, day by day, the newest
     /// first. Reads footers, but no data.
     pub fn explain(&self, projection: &[usize]) -> Result<Vec<DayPlan>> {
-        let objects = self.objects()?;
-        let columns = self.needed(projection)?;
+        let objects = self.confirmed()?;
+        let columns = self.needed(projection, &self.context.filter())?;
         let options = &self.context.options;
         let describe = |object: &Arc<Object>| {
             let version = object.version();
@@ -210,9 +226,9 @@ impl Scan {
             DayPlan {
                 day: object.day,
                 key: object.key.clone(),
-                state: match (footer, version.provenance) {
+                state: match (footer, object.provenance()) {
                     (None, _) => State::Absent,
-                    (Some(_), Provenance::Cached) => State::Cached,
+                    (Some(_), Provenance::Cached | Provenance::Assumed) => State::Cached,
                     (Some(_), Provenance::Revalidated) => State::Confirmed,
                     (Some(_), Provenance::Fetched) => State::Read,
                 },
@@ -262,12 +278,12 @@ impl Scan {
     }
 
     /// The columns to fetch for a projection: its own and those that the filter looks at.
-    fn needed(&self, projection: &[usize]) -> Result<Vec<usize>> {
+    fn needed(&self, projection: &[usize], filter: &Filter) -> Result<Vec<usize>> {
         let width = schema::pageviews().fields().len();
         if let Some(column) = projection.iter().find(|column| **column >= width) {
             return Err(Error::internal(format!("column {column} of {width} was asked for")));
         }
-        let mut columns = self.context.filter().columns();
+        let mut columns = filter.columns();
         columns.extend_from_slice(projection);
         columns.sort_unstable();
         columns.dedup();
@@ -284,34 +300,47 @@ impl Scan {
         requests.iter().map(|range| range.end - range.start).sum()
     }
 
-    /// Footers of all days, asked for in one wave, the first time that they are needed.
+    /// What is stored of all days, as the store says now.
+    fn confirmed(&self) -> Result<Vec<Arc<Object>>> {
+        let objects = self.objects()?;
+        let context = &self.context;
+        let unsure = objects.iter().filter(|object| !object.is_confirmed());
+        let asked = unsure.map(|object| {
+            let (context, object) = (Arc::clone(context), Arc::clone(object));
+            async move { fetch::spawn(async move { object.confirm(&context).await })?.await }
+        });
+        let asked = stream::iter(asked.collect::<Vec<_>>())
+            .buffered(context.options.concurrency.max(1))
+            .try_fold(0, |most, waves| async move { Ok(waves.max(most)) });
+        let waves = runtime::block_on(&context.cancel, asked)?;
+        context.counters.footer_waves.fetch_max(waves, Ordering::Relaxed);
+        Ok(objects)
+    }
+
+    /// What is stored of all days, as far as it is remembered; footers that are not are asked for in one wave, and the
+    /// list of erased projects with them.
     fn objects(&self) -> Result<Vec<Arc<Object>>> {
         let mut slot = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(objects) = &*slot {
             return Ok(objects.clone());
         }
         let context = &self.context;
-        let age = |day| context.options.freshness.of(day, context.today);
-        let unknown = self
-            .files
-            .iter()
-            .filter(|(day, key)| cache::peek(&context.store, key, age(*day)).is_none())
-            .count();
+        let remembered = |key: &str| cache::peek(&context.store, key, context.options.max_age);
+        let unknown = self.files.iter().filter(|(_, key)| remembered(key).is_none()).count();
         let guess = cache::tail_guess(&context.store, unknown);
         let loads = self.files.iter().map(|(day, key)| {
             let (context, day, key) = (Arc::clone(context), *day, key.clone());
             async move {
-                if let Some(known) = cache::peek(&context.store, &key, context.options.freshness.of(day, context.today))
-                {
-                    let mut version = Version::new(&context, 0, known, Provenance::Cached, None);
+                if let Some((known, provenance)) = remembered(&key) {
+                    let mut version = Version::new(&context, 0, known, provenance, None);
                     if narrow::is_settled(&context, &mut version) {
-                        return Ok(Arc::new(Object::new(day, key, version.kept(&context))));
+                        return Ok((Arc::new(Object::new(day, key, version.kept(&context))), 0));
                     }
                 }
                 // A task of its own, so that footers are parsed on all threads of the runtime.
                 let task = async move {
-                    let version = fetch::load(&context, day, &key, guess, 0).await?;
-                    Ok(Arc::new(Object::new(day, key, version)))
+                    let (version, waves) = fetch::load(&context, day, &key, guess, 0).await?;
+                    Ok((Arc::new(Object::new(day, key, version)), waves))
                 };
                 fetch::spawn(task)?.await
             }
@@ -322,28 +351,79 @@ impl Scan {
         let erased = async {
             // Who asks about no day reads nothing.
             if self.files.is_empty() || context.options.with_erased {
-                return Ok(context.given.hidden.clone());
+                return Ok(());
             }
-            let age = context.options.freshness.recent;
-            let (mut hidden, asked) = erased::ids(&context.store, &context.prefix, age)
-                .await
-                .map(|(ids, asked)| (ids.to_vec(), asked))?;
-            context.count(|counters| &counters.erasure_requests, asked.into());
-            hidden.extend_from_slice(&context.given.hidden);
-            Ok::<_, Error>(hidden)
+            match erased::peek(&context.store, &context.prefix).filter(|_| unknown == 0) {
+                Some(ids) => {
+                    context.hide(&ids);
+                    Ok(())
+                }
+                None => context.hide_erased().await.map(|_| ()),
+            }
         };
         // Of two errors, the one about a day says more.
-        let (objects, hidden): (Result<Vec<Arc<Object>>>, Result<Vec<i32>>) =
+        type Loaded = Result<Vec<(Arc<Object>, u64)>>;
+        let (loaded, erased): (Loaded, Result<()>) =
             runtime::block_on(&context.cancel, async { Ok(futures::join!(all, erased)) })?;
-        let (objects, hidden) = (objects?, hidden?);
-        let filter = Filter {
-            hidden,
-            ..context.given.clone()
-        };
-        // Nobody else sets it: this happens under the lock.
-        let _ = context.filter.set(filter.sorted());
+        let mut objects = Vec::with_capacity(self.files.len());
+        for (object, waves) in loaded? {
+            context.counters.footer_waves.fetch_max(waves, Ordering::Relaxed);
+            objects.push(object);
+        }
+        erased?;
         *slot = Some(objects.clone());
         Ok(objects)
+    }
+
+    /// Begins to read; `None` when another project was erased meanwhile, so that other rows are to be read.
+    fn begin(&self, objects: &[Arc<Object>], projection: &Arc<[usize]>) -> Result<Option<Vec<Unit>>> {
+        let filter = self.context.filter();
+        let needed: Arc<[usize]> = self.needed(projection, &filter)?.into();
+        let output = decode::Output::new(projection, &needed)?;
+        let mut parts = Vec::new();
+        let mut units: Vec<Unit> = Vec::new();
+        for object in objects {
+            let version = object.version();
+            // One of which nothing is to be read may have changed.
+            let total = version.groups.len().max(usize::from(!object.is_confirmed()));
+            let bytes = |group: usize| {
+                let groups = version.groups.get(group..=group).unwrap_or_default();
+                let ranges = version.ranges(groups, &needed);
+                ranges.iter().map(|range| range.end - range.start).sum::<u64>()
+            };
+            let mut first = 0;
+            while first < total {
+                // Row groups that are fetched together: neighbours share requests.
+                let mut size = bytes(first);
+                let mut end = first + 1;
+                while end < total {
+                    let more = bytes(end);
+                    if size + more > self.context.options.request_bytes {
+                        break;
+                    }
+                    (size, end) = (size + more, end + 1);
+                }
+                let size = self.fetched(&version, first..end, &needed);
+                let (needed, filter) = (Arc::clone(&needed), Arc::clone(&filter));
+                let part = Part::new(&self.context, object, first..end, total, needed, filter, size);
+                for unit in first..end {
+                    let (part, output) = (Arc::clone(&part), output.clone());
+                    units.push(Box::new(move || decode::unit(&part, unit, output)));
+                }
+                parts.push(part);
+                first = end;
+            }
+        }
+        fetch::ahead(&self.context, parts.iter().map(Arc::downgrade).collect())?;
+        let same = runtime::block_on(&self.context.cancel, self.context.hide_erased());
+        match same {
+            Ok(same) => Ok(same.then_some(units)),
+            // Of two errors, the one about a day says more.
+            Err(error) => match parts.first().map(|part| part.wait()) {
+                Some(Err(of_day)) => Err(of_day),
+                _ => Err(error),
+            },
+        }
     }
 }
 
@@ -353,54 +433,48 @@ impl Relation for Scan {
     }
 
     fn open(&self, projection: &[usize]) -> Result<Vec<Unit>> {
-        // What is known of erased projects decides about the columns.
         let objects = self.objects()?;
-        let needed: Arc<[usize]> = self.needed(projection)?.into();
+        if objects.is_empty() {
+            return Ok(Vec::new());
+        }
         let projection: Arc<[usize]> = projection.into();
-        let output = decode::Output::new(&projection, &needed)?;
-        let mut parts = Vec::new();
-        let mut units: Vec<Unit> = Vec::new();
-        for object in objects {
-            let version = object.version();
-            let total = version.groups.len();
-            let bytes = |group: &GroupPlan| {
-                version
-                    .ranges(std::slice::from_ref(group), &needed)
-                    .iter()
-                    .map(|range| range.end - range.start)
-                    .sum::<u64>()
-            };
-            let mut first = 0;
-            while first < total {
-                // Row groups that are fetched together: neighbours share requests.
-                let mut size = bytes(&version.groups[first]);
-                let mut end = first + 1;
-                while let Some(group) = version.groups.get(end) {
-                    let more = bytes(group);
-                    if size + more > self.context.options.request_bytes {
-                        break;
-                    }
-                    (size, end) = (size + more, end + 1);
-                }
-                let size = self.fetched(&version, first..end, &needed);
-                let part = Part::new(&self.context, &object, first..end, total, Arc::clone(&needed), size);
-                parts.push(Arc::downgrade(&part));
-                for unit in first..end {
-                    let (part, output) = (Arc::clone(&part), output.clone());
-                    units.push(Box::new(move || decode::unit(&part, unit, output)));
-                }
-                first = end;
+        for _ in 0..ERASURES {
+            if let Some(units) = self.begin(&objects, &projection)? {
+                return Ok(units);
             }
         }
-        fetch::ahead(&self.context, parts)?;
-        Ok(units)
+        Err(cache::changing(&self.context.prefix.erased_key()))
     }
 }
 
 impl Context {
     /// The filter to decode with.
-    fn filter(&self) -> &Filter {
-        self.filter.get().unwrap_or(&self.given)
+    fn filter(&self) -> Arc<Filter> {
+        Arc::clone(&self.filter.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets no row of the projects pass that are erased by now. Whether that was so before.
+    async fn hide_erased(&self) -> Result<bool> {
+        if self.options.with_erased {
+            return Ok(true);
+        }
+        let (ids, asked) = erased::ids(&self.store, &self.prefix, self.options.max_age).await?;
+        self.count(|counters| &counters.erasure_requests, asked.into());
+        Ok(self.hide(&ids))
+    }
+
+    fn hide(&self, ids: &[i32]) -> bool {
+        let filter = Filter {
+            hidden: ids.iter().chain(&self.given.hidden).copied().collect(),
+            ..self.given.clone()
+        };
+        let filter = filter.sorted();
+        let mut current = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = **current == filter;
+        if !same {
+            *current = Arc::new(filter);
+        }
+        same
     }
 
     fn count(&self, counter: impl Fn(&Counters) -> &AtomicU64, more: u64) {

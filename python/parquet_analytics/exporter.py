@@ -275,7 +275,7 @@ class ParquetAnalyticsExporter:
         self, project_id: int, slug: str | None = None, *, owner: Any = None, accept_moved_database: bool = False
     ) -> bool:
         """Erase a project for good: from now on its rows are not shown by any querier of this store and prefix (within
-        the age that footers are believed, 60 seconds by default), and neither exported nor merged again, wherever they
+        its ``max_age``, two seconds by default), and neither exported nor merged again, wherever they
         come from. Says whether it was not erased before.
 
         The project is known by its id alone, so that whoever gets its slug is not concerned. ``slug`` is recorded

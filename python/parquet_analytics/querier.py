@@ -62,8 +62,9 @@ class ParquetAnalyticsQuerier:
     shared by threads; only ``stats`` then tells about whichever question ended last.
 
     ``timeout`` (seconds) bounds the time DuckDB works on a question, ``memory_limit`` (bytes) its memory, ``threads``
-    its threads (by default one for each core, 4 at most). What is remembered of a file is at most 60 seconds old for
-    days of the last week, 600 for older ones; ``max_age`` (seconds) sets both.
+    its threads (by default one for each core, 4 at most). Data is read of the versions
+    that are stored now. ``max_age`` (seconds, 2 by default) is how long the store is believed to be as it was without
+    asking, which takes no further round trip: days without a file, and those of which nothing has to be read.
 
     Everywhere ``since`` (default: 30 days ago) and ``until`` (default: today) are UTC days and included, and a
     project is named by slug, by ``project_id`` or by both. Slugs are those of the day when a file was written: they can
@@ -101,9 +102,9 @@ class ParquetAnalyticsQuerier:
     @property
     def stats(self) -> dict[str, int] | None:
         """What the last question took: ``objects`` (days asked about), ``present``, ``absent``, ``requests``
-        (``footer_requests``, ``data_requests``, and ``erasure_requests`` for the list of erased projects, which is
-        remembered as footers are), ``waves`` (round trips in a row), ``bytes`` received,
-        ``row_groups``, ``row_groups_read``, ``rows_decoded`` and ``rows``. ``None`` before the first question."""
+        (``footer_requests``, ``data_requests``, and ``erasure_requests`` for the list of erased projects), ``waves``
+        (round trips in a row), ``bytes`` received, ``row_groups``, ``row_groups_read``, ``rows_decoded`` and ``rows``.
+        ``None`` before the first question."""
         return self._stats
 
     @property

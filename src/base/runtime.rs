@@ -21,6 +21,12 @@ impl Cancel {
         self.0.cancel();
     }
 
+    /// One that is stopped with this one, and may be before.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self(self.0.child_token())
+    }
+
     /// An error once a stop was asked for; call it in loops that do not wait on anything.
     pub fn check(&self) -> Result<()> {
         if self.0.is_cancelled() {

@@ -13,10 +13,9 @@ use crate::base::error::{Error, Result};
 use crate::base::keys::Day;
 use crate::base::runtime::Cancel;
 use crate::engine::{Limits, Param, Params};
-use crate::query::{Coverage, Extent, Pages, Querier, Span, Stream, Table};
-use crate::scan::cache::Freshness;
+use crate::query::{Extent, Pages, Querier, Span, Stream, Table};
 use crate::scan::plan::Filter;
-use crate::scan::{Options, State, Stats};
+use crate::scan::{Coverage, Options, State, Stats};
 
 use super::errors::{OrRaise, to_exception};
 use super::run::{run, run_quietly};
@@ -80,11 +79,8 @@ impl PyQuerier {
         }
         let mut options = Options::default();
         if let Some(age) = max_age {
-            let age = seconds("max_age", age).or_raise()?;
-            options.freshness = Freshness {
-                recent: age,
-                older: age,
-            };
+            options.max_age = seconds("max_age", age).or_raise()?;
+            options.lookup_max_age = options.max_age;
         }
         let inner = Querier::new(store.inner.clone(), prefix.parse().or_raise()?, limits, options);
         Ok(Self { inner })
@@ -112,7 +108,7 @@ impl PyQuerier {
         py: Python<'py>,
         project: Project,
         extent: Asked,
-        page: (i64, i64),
+        page: (usize, usize),
         status: Option<i16>,
         by: &str,
         versions: Versions,
@@ -273,18 +269,19 @@ impl Pageviews {
     fn read_all<'py>(&self, py: Python<'py>) -> PyResult<Answer<'py>> {
         let table = self.with(py, |stream| {
             let batches = stream.batches.by_ref().collect::<Result<Vec<_>>>()?;
+            let coverage = stream.coverage()?;
             Ok(Table {
                 schema: stream.schema.clone(),
                 batches,
                 stats: stream.stats(),
-                coverage: stream.coverage(),
+                coverage,
             })
         })?;
         answer(py, table)
     }
 
     fn coverage(&self, py: Python<'_>) -> PyResult<Option<PyCoverage>> {
-        Ok(self.with(py, |stream| Ok(stream.coverage()))?.map(coverage))
+        Ok(self.with(py, |stream| stream.coverage())?.map(coverage))
     }
 }
 

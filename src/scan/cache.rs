@@ -1,6 +1,6 @@
 //! What is known about stored files: their footers, or that there is none. One bounded memory for the
-//! whole process, filled by a request each and believed for a stated time; after that the store is asked
-//! whether the file is still the same, which costs a request but no bytes.
+//! whole process, filled by a request each. What is remembered may be planned with, however old it is, because reading
+//! asks for that very version; it is believed without asking for a stated time only.
 //!
 //! What is inside a footer is the business of [`crate::file::footer`]; data pages are never kept.
 
@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use crate::base::error::{Error, Result};
-use crate::base::keys::Day;
 use crate::base::process::PerProcess;
 use crate::file::footer::{Footer, Parsed};
 use crate::store::{Fetched, Part, Precondition, Response, Store};
@@ -32,34 +31,6 @@ const WAVE_LEARNED: u64 = 16 << 20;
 /// How often a footer that changes while it is read is begun again.
 const ATTEMPTS: u32 = 4;
 
-/// How long what is known is believed without asking the store again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Freshness {
-    /// For days of the last week, which late exports still change.
-    pub recent: Duration,
-    /// For older days.
-    pub older: Duration,
-}
-
-impl Default for Freshness {
-    fn default() -> Self {
-        Self {
-            recent: Duration::from_secs(60),
-            older: Duration::from_secs(600),
-        }
-    }
-}
-
-impl Freshness {
-    pub fn of(&self, day: Day, today: Day) -> Duration {
-        if day >= today.minus_days(7) {
-            self.recent
-        } else {
-            self.older
-        }
-    }
-}
-
 /// What a key holds.
 #[derive(Debug, Clone)]
 pub enum Lookup {
@@ -72,6 +43,8 @@ pub enum Lookup {
 pub enum Provenance {
     /// Without a request.
     Cached,
+    /// Remembered, and to be confirmed by whoever reads it.
+    Assumed,
     /// The store said that nothing has changed.
     Revalidated,
     /// Read from the store.
@@ -189,10 +162,31 @@ pub fn forget(store: &Store, key: &str) {
     memory().forget(store.id(), key);
 }
 
-/// What is known about a key and was learned at most `max_age` ago; never asks the store.
-pub fn peek(store: &Store, key: &str, max_age: Duration) -> Option<Lookup> {
+/// What is remembered of a key, [`Provenance::Cached`] if it was learned at most `max_age` ago and else
+/// [`Provenance::Assumed`]; never asks the store.
+pub fn peek(store: &Store, key: &str, max_age: Duration) -> Option<(Lookup, Provenance)> {
     let (known, learned) = memory().get(store.id(), key)?;
-    (learned.elapsed() <= max_age).then_some(known)
+    let believed = learned.elapsed() <= max_age;
+    Some((
+        known,
+        if believed {
+            Provenance::Cached
+        } else {
+            Provenance::Assumed
+        },
+    ))
+}
+
+/// Notes that the store said at some moment that a key holds this version.
+pub fn confirm(store: &Store, key: &str, etag: &str, asked: Instant) {
+    let mut memory = memory();
+    let entry = memory
+        .stores
+        .get_mut(store.id())
+        .and_then(|entries| entries.get_mut(key));
+    if let Some(entry) = entry.filter(|entry| matches!(&entry.known, Lookup::Present(footer) if footer.etag == etag)) {
+        entry.learned = entry.learned.max(asked);
+    }
 }
 
 /// How many bytes of an object's end to ask for when `wave` footers are read at once.

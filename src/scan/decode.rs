@@ -214,7 +214,7 @@ impl Decoder {
             self.left = self.left.saturating_sub(batch.num_rows() as u64);
             context.count(|counters| &counters.rows_decoded, batch.num_rows() as u64);
             let passed =
-                filter(&batch, context.filter(), &self.part.columns).and_then(|batch| self.output.apply(&batch));
+                filter(&batch, &self.part.filter, &self.part.columns).and_then(|batch| self.output.apply(&batch));
             let passed = passed.map_err(|error| self.corrupt(error))?;
             if passed.num_rows() > 0 {
                 context.count(|counters| &counters.rows, passed.num_rows() as u64);

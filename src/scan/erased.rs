@@ -77,6 +77,13 @@ pub async fn load(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(
     Ok((erased, true))
 }
 
+/// The ids that are remembered, however old they are.
+pub fn peek(store: &Store, prefix: &Prefix) -> Option<Ids> {
+    let remembered = REMEMBERED.lock();
+    let found = remembered.get(&(store.id().to_owned(), prefix.clone()))?;
+    Some(found.erased.ids.clone())
+}
+
 /// The ids of [`load`].
 pub async fn ids(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(Ids, bool)> {
     let (erased, asked) = load(store, prefix, max_age).await?;

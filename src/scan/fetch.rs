@@ -1,11 +1,13 @@
 //! Gets the bytes of row groups into memory: ahead of their use within a budget, each part in one wave of
-//! requests that hold only for the version of the footer. When the object was replaced meanwhile and none
-//! of its rows was handed out yet, it is planned anew; otherwise the scan fails rather than mix versions.
+//! requests that hold only for the version of the footer. When the object was replaced, before or meanwhile, and none
+//! of its rows was handed out yet, it is planned anew; otherwise the scan fails rather than mix versions. An object of
+//! which nothing is read is asked whether it is that version still.
 
 use std::future::Future;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -20,8 +22,8 @@ use super::version::Version;
 use crate::base::error::{Error, Result};
 use crate::base::keys::Day;
 use crate::base::runtime;
-use crate::scan::cache;
-use crate::scan::plan;
+use crate::scan::cache::{self, Provenance};
+use crate::scan::plan::{self, Filter};
 use crate::store::{Part as Bytewise, Precondition, Response};
 
 /// How often an object that is replaced again and again is planned anew.
@@ -38,6 +40,7 @@ pub(super) struct Object {
 
 struct Seen {
     version: Arc<Version>,
+    provenance: Provenance,
     /// Rows of this version were handed out: no other version may follow.
     delivered: bool,
 }
@@ -49,6 +52,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Object {
     pub fn new(day: Day, key: String, version: Version) -> Self {
         let state = Mutex::new(Seen {
+            provenance: version.provenance,
             version: Arc::new(version),
             delivered: false,
         });
@@ -64,6 +68,51 @@ impl Object {
         Arc::clone(&lock(&self.state).version)
     }
 
+    pub fn provenance(&self) -> Provenance {
+        lock(&self.state).provenance
+    }
+
+    /// Whether the store said that this is its version, and not only a memory of it.
+    pub fn is_confirmed(&self) -> bool {
+        self.provenance() != Provenance::Assumed
+    }
+
+    /// Notes that the store has just answered with this version.
+    fn note_confirmed(&self, context: &Context, version: &Version, asked: Instant) {
+        if let Some(footer) = &version.footer {
+            cache::confirm(&context.store, &self.key, &footer.etag, asked);
+        }
+        let mut seen = lock(&self.state);
+        if seen.version.generation == version.generation && seen.provenance == Provenance::Assumed {
+            seen.provenance = Provenance::Revalidated;
+        }
+    }
+
+    /// Asks the store whether the version is the one that it has, and takes what it has otherwise. Gives the requests that
+    /// had to wait for one another.
+    pub async fn confirm(&self, context: &Arc<Context>) -> Result<u64> {
+        let _turn = self.turn.lock().await;
+        let assumed = {
+            let seen = lock(&self.state);
+            if seen.provenance != Provenance::Assumed {
+                return Ok(0);
+            }
+            Arc::clone(&seen.version)
+        };
+        let guess = cache::tail_guess(&context.store, 1);
+        let (found, waves) = load(context, self.day, &self.key, guess, assumed.generation + 1).await?;
+        let etag = |version: &Version| version.footer.as_ref().map(|footer| footer.etag.clone());
+        let mut seen = lock(&self.state);
+        seen.provenance = found.provenance;
+        if etag(&found) != etag(&assumed) {
+            if seen.delivered {
+                return Err(cache::changing(&self.key));
+            }
+            seen.version = Arc::new(found);
+        }
+        Ok(waves)
+    }
+
     /// Commits the scan to the version of the data that is about to be handed out; `false` when it has
     /// been replaced since the data was read.
     fn deliver(&self, generation: u32) -> bool {
@@ -73,8 +122,9 @@ impl Object {
         current
     }
 
-    /// Plans the object anew after version `generation` was found replaced.
-    async fn replan(&self, context: &Arc<Context>, generation: u32) -> Result<()> {
+    /// Plans the object anew after version `generation` was found replaced. Gives the requests that had to wait for one
+    /// another.
+    async fn replan(&self, context: &Arc<Context>, generation: u32) -> Result<u64> {
         let _turn = self.turn.lock().await;
         let stale = |seen: &Seen| -> Result<bool> {
             if seen.version.generation != generation {
@@ -88,39 +138,43 @@ impl Object {
         };
         cache::forget(&context.store, &self.key);
         if !stale(&lock(&self.state))? {
-            return Ok(());
+            return Ok(0);
         }
         let guess = cache::tail_guess(&context.store, 1);
-        let version = load(context, self.day, &self.key, guess, generation + 1).await?;
+        let (version, waves) = load(context, self.day, &self.key, guess, generation + 1).await?;
         let mut seen = lock(&self.state);
         if stale(&seen)? {
+            seen.provenance = version.provenance;
             seen.version = Arc::new(version);
         }
-        Ok(())
+        Ok(waves)
     }
 }
 
-/// Finds out about a day's object through the cache, and plans it.
-pub(super) async fn load(context: &Arc<Context>, day: Day, key: &str, guess: u64, generation: u32) -> Result<Version> {
-    let max_age = context.options.freshness.of(day, context.today);
+/// Finds out about a day's object through the cache, and plans it. Gives the requests that had to wait for one another too.
+pub(super) async fn load(
+    context: &Arc<Context>,
+    day: Day,
+    key: &str,
+    guess: u64,
+    generation: u32,
+) -> Result<(Version, u64)> {
+    let mut waves = 0;
     for _ in 0..=REPLANS {
         let turn = permit(context).await?;
-        let loaded = cache::load(&context.store, key, max_age, guess)
+        let loaded = cache::load(&context.store, key, context.options.max_age, guess)
             .await
             .map_err(|error| error.on_day(day))?;
         drop(turn);
         context.count(|counters| &counters.footer_requests, loaded.requests.into());
         context.count(|counters| &counters.bytes, loaded.bytes);
-        context
-            .counters
-            .footer_waves
-            .fetch_max(u64::from(loaded.requests), Ordering::Relaxed);
+        waves += u64::from(loaded.requests);
         let version = Version::new(context, generation, loaded.lookup, loaded.provenance, loaded.tail);
         let narrowed = narrow::to_project(context, key, version)
             .await
             .map_err(|error| error.on_day(day))?;
         if let Some(version) = narrowed {
-            return Ok(version.kept(context));
+            return Ok((version.kept(context), waves));
         }
         cache::forget(&context.store, key);
     }
@@ -168,6 +222,8 @@ pub(super) struct Part {
     /// Units of the whole object.
     pub total: usize,
     pub columns: Arc<[usize]>,
+    /// Which of the rows are handed out.
+    pub filter: Arc<Filter>,
     size: u64,
     slot: Mutex<Option<(Pending, AbortHandle)>>,
 }
@@ -179,6 +235,7 @@ impl Part {
         units: Range<usize>,
         total: usize,
         columns: Arc<[usize]>,
+        filter: Arc<Filter>,
         size: u64,
     ) -> Arc<Self> {
         let (context, object, slot) = (Arc::clone(context), Arc::clone(object), Mutex::default());
@@ -188,6 +245,7 @@ impl Part {
             units,
             total,
             columns,
+            filter,
             size,
             slot,
         })
@@ -290,23 +348,30 @@ async fn fetch(
     total: usize,
     columns: &[usize],
 ) -> Result<(Arc<Version>, Sparse)> {
-    for attempt in 1.. {
+    // Requests that had to wait for one another.
+    let mut waves = 0;
+    for _ in 0..=REPLANS {
         let version = object.version();
-        let Some(footer) = &version.footer else {
-            return Ok((version, Sparse::default()));
-        };
         let ranges = units
             .clone()
             .flat_map(|unit| version.ranges(version.share(unit, total), columns))
             .collect::<Vec<_>>();
+        let Some(footer) = version.footer.as_ref().filter(|_| !ranges.is_empty()) else {
+            if object.is_confirmed() {
+                return Ok((version, Sparse::default()));
+            }
+            waves += object.confirm(context).await?;
+            context.counters.data_waves.fetch_max(waves, Ordering::Relaxed);
+            continue;
+        };
         if let Some((offset, bytes)) = version.tail.as_ref().filter(|_| version.in_tail(&ranges)) {
             let bytes = Sparse::new(footer.size, vec![(*offset, bytes.clone())]);
             return Ok((version, bytes));
         }
         let requests = plan::coalesce(ranges, context.options.gap, context.options.request_bytes);
-        if !requests.is_empty() {
-            context.counters.data_waves.fetch_max(attempt, Ordering::Relaxed);
-        }
+        waves += 1;
+        context.counters.data_waves.fetch_max(waves, Ordering::Relaxed);
+        let asked = Instant::now();
         let chunks = try_join_all(
             requests
                 .into_iter()
@@ -315,9 +380,11 @@ async fn fetch(
         .await?;
         if let Some(chunks) = chunks.into_iter().collect::<Option<Vec<_>>>() {
             let bytes = Sparse::new(footer.size, chunks);
+            object.note_confirmed(context, &version, asked);
             return Ok((version, bytes));
         }
-        object.replan(context, version.generation).await?;
+        waves += object.replan(context, version.generation).await?;
+        context.counters.data_waves.fetch_max(waves, Ordering::Relaxed);
     }
     Err(cache::changing(&object.key))
 }

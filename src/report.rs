@@ -1,0 +1,346 @@
+//! The named reports: views added up by page, or by day. They need no SQL: rows are added up as they are decoded, on
+//! several threads, and within a bound of memory.
+
+use std::cmp::Ordering;
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ahash::RandomState;
+use arrow::array::{Array, ArrayRef, AsArray, Date32Array, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{Date32Type, Field, Int32Type, Schema};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+
+use crate::base::error::{Error, Result};
+use crate::base::keys::Day;
+use crate::base::runtime::{self, Cancel};
+use crate::base::schema;
+use crate::engine::{Limits, Relation, Unit};
+
+/// What the views of a page are summed by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Path below the version.
+    Path,
+    /// The same, each version apart.
+    PathAndVersion,
+    /// Path with language and version.
+    FullPath,
+}
+
+const COUNT: &str = "count";
+
+/// Paths by views, the most viewed first and ties by path: columns path or full_path (utf8), count (int64) and, per
+/// version, version_slug.
+pub(crate) fn top_pages(
+    relation: &dyn Relation,
+    pages: Pages,
+    (limit, offset): (usize, usize),
+    limits: &Limits,
+    cancel: &Cancel,
+) -> Result<RecordBatch> {
+    let columns: &[&str] = match pages {
+        Pages::Path => &[schema::PATH, schema::VIEW_COUNT],
+        Pages::PathAndVersion => &[schema::PATH, schema::VERSION_SLUG, schema::VIEW_COUNT],
+        Pages::FullPath => &[schema::FULL_PATH, schema::VIEW_COUNT],
+    };
+    let most = usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX);
+    let parts = sums(relation, columns, limits, cancel, || Views::new(most))?;
+    let mut parts = parts.into_iter();
+    let first = parts.next().unwrap_or_else(|| Views::new(most));
+    let views = parts.try_fold(first, Views::plus)?;
+    let mut found: Vec<&Page> = views.pages.iter().collect();
+    let wanted = offset.saturating_add(limit);
+    if wanted < found.len() {
+        found.select_nth_unstable_by(wanted, |page, other| page.order(other));
+        found.truncate(wanted);
+    }
+    found.sort_unstable_by(|page, other| page.order(other));
+    let shown = found.get(offset.min(found.len())..).unwrap_or_default();
+    let paths: StringArray = shown.iter().map(|page| page.path.as_deref()).collect();
+    let counts: Int64Array = shown.iter().map(|page| Some(page.count)).collect();
+    let mut columns: Vec<(&str, ArrayRef)> = vec![(columns[0], Arc::new(paths)), (COUNT, Arc::new(counts))];
+    if pages == Pages::PathAndVersion {
+        let versions: StringArray = shown.iter().map(|page| page.version.as_deref()).collect();
+        columns.push((schema::VERSION_SLUG, Arc::new(versions)));
+    }
+    table(columns)
+}
+
+/// Views by day, the oldest first: columns date (date32) and count (int64). Days without views are left out unless
+/// `fill`.
+pub(crate) fn daily_totals(
+    relation: &dyn Relation,
+    (since, until): (Day, Day),
+    fill: bool,
+    limits: &Limits,
+    cancel: &Cancel,
+) -> Result<RecordBatch> {
+    let first = since.to_date32();
+    let days = usize::try_from(until.to_date32() - first + 1).unwrap_or_default();
+    let columns = [schema::DATE, schema::VIEW_COUNT];
+    let parts = sums(relation, &columns, limits, cancel, || Days {
+        first,
+        counts: vec![None; days],
+    })?;
+    let mut counts: Vec<Option<i64>> = vec![fill.then_some(0); days];
+    for part in parts {
+        for (sum, more) in counts.iter_mut().zip(part.counts) {
+            if let Some(more) = more {
+                *sum = Some(plus(sum.unwrap_or_default(), more)?);
+            }
+        }
+    }
+    let found = (first..).zip(counts).filter_map(|(date, count)| Some((date, count?)));
+    let (dates, counts): (Vec<i32>, Vec<i64>) = found.unzip();
+    table(vec![
+        (schema::DATE, Arc::new(Date32Array::from(dates))),
+        (COUNT, Arc::new(Int64Array::from(counts))),
+    ])
+}
+
+fn table(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
+    let fields: Vec<Field> = columns
+        .iter()
+        .map(|(name, column)| Field::new(*name, column.data_type().clone(), true))
+        .collect();
+    let columns = columns.into_iter().map(|(_, column)| column).collect();
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| Error::internal(error.to_string()))
+}
+
+fn plus(sum: i64, more: i64) -> Result<i64> {
+    sum.checked_add(more)
+        .ok_or_else(|| refused("a sum of views goes beyond 64 bits".to_owned()))
+}
+
+fn refused(message: String) -> Error {
+    Error::Query {
+        message,
+        retryable: false,
+    }
+}
+
+/// What rows are added up in.
+trait Sum: Send {
+    fn add(&mut self, batch: &RecordBatch) -> Result<()>;
+}
+
+/// Views of each page.
+struct Views {
+    pages: HashTable<Page>,
+    hasher: RandomState,
+    /// Bytes that the pages take, and may take.
+    bytes: usize,
+    most: usize,
+}
+
+/// A path, perhaps missing, in some reports a version, and its views.
+struct Page {
+    path: Option<Box<str>>,
+    version: Option<Box<str>>,
+    count: i64,
+}
+
+type Name<'a> = (Option<&'a str>, Option<&'a str>);
+
+impl Page {
+    fn name(&self) -> Name<'_> {
+        (self.path.as_deref(), self.version.as_deref())
+    }
+
+    /// Most views first; then as names are in order, missing ones first.
+    fn order(&self, other: &Self) -> Ordering {
+        other
+            .count
+            .cmp(&self.count)
+            .then_with(|| self.name().cmp(&other.name()))
+    }
+}
+
+impl Views {
+    fn new(most: usize) -> Self {
+        Self {
+            pages: HashTable::new(),
+            hasher: RandomState::new(),
+            bytes: 0,
+            most,
+        }
+    }
+
+    fn more(&mut self, name: Name<'_>, count: i64) -> Result<()> {
+        let hash = self.hasher.hash_one(name);
+        let hasher = |page: &Page| self.hasher.hash_one(page.name());
+        match self.pages.entry(hash, |page| page.name() == name, hasher) {
+            Entry::Occupied(mut page) => {
+                let page = page.get_mut();
+                page.count = plus(page.count, count)?;
+            }
+            Entry::Vacant(vacant) => {
+                let (path, version) = name;
+                self.bytes += size_of::<Page>() * 2 + path.map_or(0, str::len) + version.map_or(0, str::len);
+                vacant.insert(Page {
+                    path: path.map(Box::from),
+                    version: version.map(Box::from),
+                    count,
+                });
+            }
+        }
+        if self.bytes <= self.most {
+            return Ok(());
+        }
+        Err(refused(format!(
+            "Out of Memory Error: the pages of the answer take more than {} bytes; ask for fewer days, projects or \
+             columns, or allow more memory",
+            self.most
+        )))
+    }
+
+    fn plus(mut self, other: Self) -> Result<Self> {
+        for page in other.pages {
+            self.more((page.path.as_deref(), page.version.as_deref()), page.count)?;
+        }
+        Ok(self)
+    }
+}
+
+impl Sum for Views {
+    /// The first column is the path, the last the views; between them may be the version.
+    fn add(&mut self, batch: &RecordBatch) -> Result<()> {
+        let columns = batch.columns();
+        let (Some(paths), Some(counts)) = (columns.first(), columns.last()) else {
+            return Err(shape());
+        };
+        let paths = paths.as_string_opt::<i32>().ok_or_else(shape)?;
+        let counts = counts.as_primitive_opt::<Int32Type>().ok_or_else(shape)?;
+        let versions = match columns {
+            [_, versions, _] => Some(versions.as_string_opt::<i32>().ok_or_else(shape)?),
+            _ => None,
+        };
+        let name = |row: usize| -> Name<'_> { (text(paths, row), versions.and_then(|versions| text(versions, row))) };
+        // Rows of a page stand together: there is one look for all of them.
+        let mut row = 0;
+        while row < counts.len() {
+            let page = name(row);
+            let mut count = i64::from(counts.value(row));
+            row += 1;
+            while row < counts.len() && name(row) == page {
+                count += i64::from(counts.value(row));
+                row += 1;
+            }
+            self.more(page, count)?;
+        }
+        Ok(())
+    }
+}
+
+fn text(column: &StringArray, row: usize) -> Option<&str> {
+    column.is_valid(row).then(|| column.value(row))
+}
+
+/// Views of each day.
+struct Days {
+    /// Of the first count.
+    first: i32,
+    counts: Vec<Option<i64>>,
+}
+
+impl Sum for Days {
+    fn add(&mut self, batch: &RecordBatch) -> Result<()> {
+        let [dates, counts] = batch.columns() else {
+            return Err(shape());
+        };
+        let dates = dates.as_primitive_opt::<Date32Type>().ok_or_else(shape)?;
+        let counts = counts.as_primitive_opt::<Int32Type>().ok_or_else(shape)?;
+        for (date, count) in dates.values().iter().zip(counts.values()) {
+            let day = usize::try_from(i64::from(*date) - i64::from(self.first))
+                .ok()
+                .and_then(|day| self.counts.get_mut(day));
+            let Some(sum) = day else {
+                return Err(Error::internal("a row is of a day that was not asked for"));
+            };
+            *sum = Some(plus(sum.unwrap_or_default(), i64::from(*count))?);
+        }
+        Ok(())
+    }
+}
+
+fn shape() -> Error {
+    Error::internal("a batch has other columns than were asked for")
+}
+
+/// Adds up the rows of a relation, on as many threads as are allowed; gives the sums of each.
+fn sums<S: Sum>(
+    relation: &dyn Relation,
+    columns: &[&str],
+    limits: &Limits,
+    cancel: &Cancel,
+    new: impl Fn() -> S + Sync,
+) -> Result<Vec<S>> {
+    let all = relation.schema();
+    let projection = columns
+        .iter()
+        .map(|name| all.index_of(name).map_err(|error| Error::internal(error.to_string())))
+        .collect::<Result<Vec<_>>>()?;
+    let units = relation.open(&projection)?;
+    let threads = limits.threads.clamp(1, units.len().max(1));
+    let units = Mutex::new(units.into_iter());
+    let work = || -> Result<S> {
+        let mut sum = new();
+        while let Some(unit) = next(&units) {
+            for batch in unit()? {
+                cancel.check()?;
+                sum.add(&batch?)?;
+            }
+        }
+        Ok(sum)
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        if own.is_err() {
+            // Nobody begins another.
+            lock(&units).by_ref().for_each(drop);
+        }
+        let others = others
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        std::iter::once(own).chain(others).collect()
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn next(units: &Mutex<std::vec::IntoIter<Unit>>) -> Option<Unit> {
+    lock(units).next()
+}
+
+/// Runs work that is stopped when its time is up.
+pub(crate) fn within<T>(
+    timeout: Option<Duration>,
+    cancel: &Cancel,
+    work: impl FnOnce(&Cancel) -> Result<T>,
+) -> Result<T> {
+    let Some(timeout) = timeout else {
+        return work(cancel);
+    };
+    let own = cancel.child();
+    let clock = runtime::handle()?.spawn({
+        let own = own.clone();
+        async move {
+            tokio::time::sleep(timeout).await;
+            own.cancel();
+        }
+    });
+    let done = work(&own);
+    clock.abort();
+    match done {
+        Err(error) if matches!(error.inner(), Error::Interrupted) && cancel.check().is_ok() => Err(refused(format!(
+            "the query was stopped by its timeout of {} s; ask for fewer days, projects or columns, or allow more time",
+            timeout.as_secs_f64()
+        ))),
+        done => done,
+    }
+}
