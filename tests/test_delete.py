@@ -211,10 +211,13 @@ def test_a_deletion_that_damage_overtakes_is_refused(
     with pytest.raises(ParquetAnalyticsError, match=saying(KEY, "was changed by somebody else")):
         overtaken(filled, 1, lambda: place.write(KEY, b"PAR1 and no more")).delete_exported_pageviews(DAY)
     assert "pageviews_2026-07-01.parquet" in caplog.text
+    assert "were deleted before" not in caplog.text
     assert left(filled) == [1, 2, 3, 4]
 
 
-def test_a_file_that_is_replaced_between_batches_ends_the_deletion(place: Place, filled: str) -> None:
+def test_a_file_that_is_replaced_between_batches_ends_the_deletion(
+    place: Place, filled: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """However long there is between them."""
     exporter = place.exporter(filled)
     exporter.export_daily_pageviews(DAY)
@@ -226,6 +229,22 @@ def test_a_file_that_is_replaced_between_batches_ends_the_deletion(place: Place,
     with pytest.raises(ParquetAnalyticsError, match=saying(KEY, "by somebody else during the deletion")):
         exporter.delete_exported_pageviews(DAY, batch_rows=1, pause=1.5, progress=replace)
     assert len(left(filled)) == 3
+    assert "1 rows were deleted before this failed" in caplog.text
+
+
+def test_another_deletion_between_batches_is_no_reason_to_end(place: Place, filled: str) -> None:
+    """It writes into the file what it did; the rows are the same."""
+    exporter = place.exporter(filled)
+    exporter.export_daily_pageviews(DAY)
+    others: list[int] = []
+
+    def delete(looked_at: int, _: int) -> None:
+        if looked_at == 1 and not others:
+            others.append(place.exporter(filled).delete_exported_pageviews(DAY)["deleted"])
+
+    result = exporter.delete_exported_pageviews(DAY, batch_rows=1, pause=1.5, progress=delete)
+    assert (result["deleted"], others) == (1, [2])
+    assert left(filled) == [4]
 
 
 @pytest.mark.parametrize(("reads", "error"), [(0, CommitStateUnknown), (1, PermissionDenied)])
