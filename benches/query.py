@@ -143,7 +143,7 @@ class Table:
         self, name: str, seconds: list[float], counted: dict[str, Any] | None = None, floor: float | None = None
     ) -> None:
         ordered = sorted(1000 * each for each in seconds)
-        figures = [f"{statistics.median(ordered):.1f}", f"{ordered[int(0.99 * (len(ordered) - 1))]:.1f}"]
+        figures = [f"{statistics.median(ordered):.1f}", f"{ordered[-(len(ordered) // 100) - 1]:.1f}"]
         if counted is not None:
             rounds = len(seconds)
             with_data = counted["statuses"].get("206", 0) + counted["statuses"].get("200", 0)
