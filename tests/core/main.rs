@@ -18,6 +18,7 @@ mod postgres_tables;
 mod postgres_target;
 mod publish;
 mod remaining;
+mod report;
 mod rows;
 mod sample;
 mod scan;
