@@ -3,6 +3,7 @@
 
 mod arrow_source;
 mod cache;
+mod derived;
 mod engine;
 mod engine_sandbox;
 mod files;
