@@ -38,7 +38,7 @@ use crate::engine::{Batches, Relation, Unit};
 use crate::file::footer::GroupPlan;
 use crate::scan::cache::Provenance;
 use crate::scan::plan::Filter;
-use crate::store::Store;
+use crate::store::{Kind, Store};
 
 use fetch::{Object, Part};
 use stats::Counters;
@@ -48,7 +48,7 @@ use version::Version;
 /// How often a question is begun again because projects were erased meanwhile.
 const ERASURES: u32 = 4;
 
-/// How a scan reads; the defaults suit object storage.
+/// How a scan reads; the defaults suit object storage, see [`Options::of`].
 #[derive(Debug, Clone)]
 pub struct Options {
     /// How long the store is believed to be as it was, without asking: what needs no data, and what was absent.
@@ -74,6 +74,20 @@ pub struct Options {
     pub whole_footers: usize,
     /// When a project is named by id alone and so many rows of a file may be its, its ids are read first.
     pub narrow_rows: u64,
+}
+
+/// Where a request costs as much as reading a few pages, and no more.
+const NEARBY_GAP: u64 = 16 << 10;
+
+impl Options {
+    /// The defaults for a store: on a disk, what lies between pages costs more to read than to leave out.
+    pub fn of(store: &Store) -> Self {
+        let mut options = Self::default();
+        if matches!(store.kind(), Kind::Local | Kind::Memory) {
+            options.gap = NEARBY_GAP;
+        }
+        options
+    }
 }
 
 impl Default for Options {

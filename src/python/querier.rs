@@ -77,7 +77,7 @@ impl PyQuerier {
             }
             limits.threads = threads;
         }
-        let mut options = Options::default();
+        let mut options = Options::of(&store.inner);
         if let Some(age) = max_age {
             options.max_age = seconds("max_age", age).or_raise()?;
             options.lookup_max_age = options.max_age;
