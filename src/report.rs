@@ -3,7 +3,9 @@
 
 use std::cmp::Ordering;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
 use std::time::Duration;
 
 use ahash::RandomState;
@@ -48,11 +50,12 @@ pub fn top_pages(
         Pages::PathAndVersion => &[schema::PATH, schema::VERSION_SLUG, schema::VIEW_COUNT],
         Pages::FullPath => &[schema::FULL_PATH, schema::VIEW_COUNT],
     };
-    let most = usize::try_from(limits.memory_bytes).unwrap_or(usize::MAX);
-    let parts = sums(relation, columns, limits, cancel, || Views::new(most))?;
-    let mut parts = parts.into_iter();
-    let first = parts.next().unwrap_or_else(|| Views::new(most));
-    let views = parts.try_fold(first, Views::plus)?;
+    let memory = Memory {
+        taken: AtomicU64::new(0),
+        most: limits.memory_bytes,
+    };
+    let parts = sums(relation, columns, limits, cancel, || Views::new(&memory))?;
+    let views = parts.into_iter().try_fold(Views::new(&memory), Views::plus)?;
     let mut found: Vec<&Page> = views.pages.iter().collect();
     let wanted = offset.saturating_add(limit);
     if wanted < found.len() {
@@ -61,6 +64,11 @@ pub fn top_pages(
     }
     found.sort_unstable_by(|page, other| page.order(other));
     let shown = found.get(offset.min(found.len())..).unwrap_or_default();
+    if shown.iter().map(|page| page.bytes()).sum::<u64>() > i32::MAX as u64 {
+        return Err(refused(
+            "the answer has more than 2 GiB of text; ask for fewer pages at once".to_owned(),
+        ));
+    }
     let paths: StringArray = shown.iter().map(|page| page.path.as_deref()).collect();
     let counts: Int64Array = shown.iter().map(|page| Some(page.count)).collect();
     let mut columns: Vec<(&str, ArrayRef)> = vec![(columns[0], Arc::new(paths)), (COUNT, Arc::new(counts))];
@@ -132,13 +140,17 @@ trait Sum: Send {
     fn add(&mut self, batch: &RecordBatch) -> Result<()>;
 }
 
+/// Bytes that the pages of all threads take, and may take.
+struct Memory {
+    taken: AtomicU64,
+    most: u64,
+}
+
 /// Views of each page.
-struct Views {
+struct Views<'a> {
     pages: HashTable<Page>,
     hasher: RandomState,
-    /// Bytes that the pages take, and may take.
-    bytes: usize,
-    most: usize,
+    memory: &'a Memory,
 }
 
 /// A path, perhaps missing, in some reports a version, and its views.
@@ -151,6 +163,12 @@ struct Page {
 type Name<'a> = (Option<&'a str>, Option<&'a str>);
 
 impl Page {
+    /// What it takes, with its share of the table.
+    fn bytes(&self) -> u64 {
+        let texts = [&self.path, &self.version].into_iter().flatten().map(|text| text.len());
+        (2 * size_of::<Self>() + texts.sum::<usize>()) as u64
+    }
+
     fn name(&self) -> Name<'_> {
         (self.path.as_deref(), self.version.as_deref())
     }
@@ -164,13 +182,12 @@ impl Page {
     }
 }
 
-impl Views {
-    fn new(most: usize) -> Self {
+impl<'a> Views<'a> {
+    fn new(memory: &'a Memory) -> Self {
         Self {
             pages: HashTable::new(),
             hasher: RandomState::new(),
-            bytes: 0,
-            most,
+            memory,
         }
     }
 
@@ -181,36 +198,39 @@ impl Views {
             Entry::Occupied(mut page) => {
                 let page = page.get_mut();
                 page.count = plus(page.count, count)?;
+                return Ok(());
             }
             Entry::Vacant(vacant) => {
                 let (path, version) = name;
-                self.bytes += size_of::<Page>() * 2 + path.map_or(0, str::len) + version.map_or(0, str::len);
-                vacant.insert(Page {
+                let page = Page {
                     path: path.map(Box::from),
                     version: version.map(Box::from),
                     count,
-                });
+                };
+                let bytes = page.bytes();
+                vacant.insert(page);
+                if self.memory.taken.fetch_add(bytes, Relaxed) + bytes <= self.memory.most {
+                    return Ok(());
+                }
             }
-        }
-        if self.bytes <= self.most {
-            return Ok(());
         }
         Err(refused(format!(
             "Out of Memory Error: the pages of the answer take more than {} bytes; ask for fewer days, projects or \
              columns, or allow more memory",
-            self.most
+            self.memory.most
         )))
     }
 
     fn plus(mut self, other: Self) -> Result<Self> {
         for page in other.pages {
+            self.memory.taken.fetch_sub(page.bytes(), Relaxed);
             self.more((page.path.as_deref(), page.version.as_deref()), page.count)?;
         }
         Ok(self)
     }
 }
 
-impl Sum for Views {
+impl Sum for Views<'_> {
     /// The first column is the path, the last the views; between them may be the version.
     fn add(&mut self, batch: &RecordBatch) -> Result<()> {
         let columns = batch.columns();
@@ -311,7 +331,10 @@ fn sums<S: Sum>(
         sum
     };
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+        // Where no more threads can be had, those that there are do the work.
+        let others: Vec<_> = (1..threads)
+            .map_while(|_| Builder::new().spawn_scoped(scope, work).ok())
+            .collect();
         let own = work();
         let others = others
             .into_iter()
