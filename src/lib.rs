@@ -16,8 +16,6 @@ pub mod scan;
 
 pub mod archive;
 
-pub mod derived;
-
 pub mod report;
 
 pub mod query;

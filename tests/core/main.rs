@@ -3,7 +3,6 @@
 
 mod arrow_source;
 mod cache;
-mod derived;
 mod engine;
 mod engine_sandbox;
 mod files;

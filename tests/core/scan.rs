@@ -51,7 +51,7 @@ fn rows(scan: &Scan) -> Vec<Row> {
 }
 
 /// Rows of a day, in file order.
-pub fn sample(seed: u64, count: usize, day: Day) -> Vec<Row> {
+fn sample(seed: u64, count: usize, day: Day) -> Vec<Row> {
     let mut rows = random_rows(&mut ChaCha8Rng::seed_from_u64(seed), count);
     rows.iter_mut().for_each(|row| row.date = day.to_date32());
     rows.sort();
