@@ -96,8 +96,7 @@ fmt:
 bench: build
 	$(PYTHON) benches/compare.py $(ARGS)
 
-# Questions to a store that is far away, at the size of a real day: it makes 90 of them first, which takes an hour and
-# 12 GB. make bench-query ARGS="--rows 50000 --days 30" is a try.
+# Questions to a store that is far away, at the size of a real day: it makes 90 of them first. make bench-query ARGS="--rows 50000 --days 30" is a try.
 bench-query: build
 	$(PYTHON) benches/query.py $(ARGS)
 

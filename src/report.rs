@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::Builder;
 use std::time::Duration;
 
@@ -16,9 +16,10 @@ use hashbrown::hash_table::Entry;
 
 use crate::base::error::{Error, Result};
 use crate::base::keys::Day;
+use crate::base::process::lock;
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
-use crate::engine::{Limits, Relation, Unit};
+use crate::engine::{Limits, Relation, Unit, refused, timed_out};
 
 /// What the views of a page are summed by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,9 +65,9 @@ pub fn top_pages(
     }
     found.sort_unstable_by(|page, other| page.order(other));
     let shown = found.get(offset.min(found.len())..).unwrap_or_default();
-    if shown.iter().map(|page| page.bytes()).sum::<u64>() > i32::MAX as u64 {
+    if shown.iter().map(|page| page.text()).sum::<u64>() > i32::MAX as u64 {
         return Err(refused(
-            "the answer has more than 2 GiB of text; ask for fewer pages at once".to_owned(),
+            "the answer has more than 2 GiB of text; ask for fewer pages at once",
         ));
     }
     let paths: StringArray = shown.iter().map(|page| page.path.as_deref()).collect();
@@ -125,14 +126,7 @@ fn table(columns: Vec<(&str, ArrayRef)>) -> Result<RecordBatch> {
 
 fn plus(sum: i64, more: i64) -> Result<i64> {
     sum.checked_add(more)
-        .ok_or_else(|| refused("a sum of views goes beyond 64 bits".to_owned()))
-}
-
-fn refused(message: String) -> Error {
-    Error::Query {
-        message,
-        retryable: false,
-    }
+        .ok_or_else(|| refused("a sum of views goes beyond 64 bits"))
 }
 
 /// What rows are added up in.
@@ -163,10 +157,14 @@ struct Page {
 type Name<'a> = (Option<&'a str>, Option<&'a str>);
 
 impl Page {
+    fn text(&self) -> u64 {
+        let texts = [&self.path, &self.version].into_iter().flatten();
+        texts.map(|text| text.len() as u64).sum()
+    }
+
     /// What it takes, with its share of the table.
     fn bytes(&self) -> u64 {
-        let texts = [&self.path, &self.version].into_iter().flatten().map(|text| text.len());
-        (2 * size_of::<Self>() + texts.sum::<usize>()) as u64
+        2 * size_of::<Self>() as u64 + self.text()
     }
 
     fn name(&self) -> Name<'_> {
@@ -343,10 +341,6 @@ fn sums<S: Sum>(
     })
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn next(units: &Mutex<std::vec::IntoIter<Unit>>) -> Option<Unit> {
     lock(units).next()
 }
@@ -370,10 +364,7 @@ pub fn within<T>(timeout: Option<Duration>, cancel: &Cancel, work: impl FnOnce(&
     let done = work(&own);
     clock.abort();
     match done {
-        Err(error) if matches!(error.inner(), Error::Interrupted) && cancel.check().is_ok() => Err(refused(format!(
-            "the query was stopped by its timeout of {} s; ask for fewer days, projects or columns, or allow more time",
-            timeout.as_secs_f64()
-        ))),
+        Err(error) if matches!(error.inner(), Error::Interrupted) && cancel.check().is_ok() => Err(timed_out(timeout)),
         done => done,
     }
 }

@@ -22,8 +22,8 @@ mod version;
 pub use decode::WholeFile;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arrow::datatypes::SchemaRef;
@@ -32,6 +32,7 @@ use tokio::sync::Semaphore;
 
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Prefix, Scope};
+use crate::base::process::lock;
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
 use crate::engine::{Batches, Relation, Unit};
@@ -44,9 +45,6 @@ use fetch::{Object, Part};
 use stats::Counters;
 pub use stats::{DayPlan, State, Stats};
 use version::Version;
-
-/// How often a question is begun again because projects were erased meanwhile.
-const ERASURES: u32 = 4;
 
 /// How a scan reads; the defaults suit object storage, see [`Options::of`].
 #[derive(Debug, Clone)]
@@ -116,6 +114,8 @@ struct Context {
     given: Filter,
     /// With the erased projects, as far as they are known.
     filter: Mutex<Arc<Filter>>,
+    /// Whether the store was asked for them, which it is once.
+    hidden: AtomicBool,
     options: Options,
     cancel: Cancel,
     /// Keep of footers only what will be read.
@@ -162,6 +162,7 @@ impl Scan {
             store,
             prefix: prefix.clone(),
             filter: Mutex::new(Arc::new(given.clone())),
+            hidden: AtomicBool::new(false),
             given,
             options,
             cancel,
@@ -195,7 +196,7 @@ impl Scan {
     /// What is stored of the days once they were looked at: the rows of each file, `None` where there is none. Nothing when
     /// no day was looked at. What has not been read is asked about.
     pub fn coverage(&self) -> Result<Option<Coverage>> {
-        if self.objects.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+        if lock(&self.objects).is_none() {
             return Ok(None);
         }
         let objects = self.confirmed()?;
@@ -204,12 +205,7 @@ impl Scan {
     }
 
     pub fn stats(&self) -> Stats {
-        let objects = self
-            .objects
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-            .unwrap_or_default();
+        let objects = lock(&self.objects).clone().unwrap_or_default();
         let versions: Vec<_> = objects.iter().map(|object| object.version()).collect();
         let footers = versions.iter().filter_map(|version| version.footer.as_ref());
         let present = footers.clone().count() as u64;
@@ -334,7 +330,7 @@ impl Scan {
     /// What is stored of all days, as far as it is remembered; footers that are not are asked for in one wave, and the
     /// list of erased projects with them.
     fn objects(&self) -> Result<Vec<Arc<Object>>> {
-        let mut slot = self.objects.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = lock(&self.objects);
         if let Some(objects) = &*slot {
             return Ok(objects.clone());
         }
@@ -452,28 +448,29 @@ impl Relation for Scan {
             return Ok(Vec::new());
         }
         let projection: Arc<[usize]> = projection.into();
-        for _ in 0..ERASURES {
+        loop {
+            // The list is asked for once, so that this ends.
             if let Some(units) = self.begin(&objects, &projection)? {
                 return Ok(units);
             }
         }
-        Err(cache::changing(&self.context.prefix.erased_key()))
     }
 }
 
 impl Context {
     /// The filter to decode with.
     fn filter(&self) -> Arc<Filter> {
-        Arc::clone(&self.filter.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&lock(&self.filter))
     }
 
     /// Lets no row of the projects pass that are erased by now. Whether that was so before.
     async fn hide_erased(&self) -> Result<bool> {
-        if self.options.with_erased {
+        if self.options.with_erased || self.hidden.load(Ordering::Relaxed) {
             return Ok(true);
         }
         let (ids, asked) = erased::ids(&self.store, &self.prefix, self.options.max_age).await?;
         self.count(|counters| &counters.erasure_requests, asked.into());
+        self.hidden.store(true, Ordering::Relaxed);
         Ok(self.hide(&ids))
     }
 
@@ -483,7 +480,7 @@ impl Context {
             ..self.given.clone()
         };
         let filter = filter.sorted();
-        let mut current = self.filter.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = lock(&self.filter);
         let same = **current == filter;
         if !same {
             *current = Arc::new(filter);

@@ -3,6 +3,11 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+/// The value of a mutex, also after a thread panicked with it: what is kept in ours is whole between any two steps.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A value that every process makes for itself when it first asks, found by the process id along the chain
 /// of its ancestors. Values are never dropped.
 pub struct PerProcess<T: 'static> {

@@ -146,9 +146,16 @@ pub fn query(
 }
 
 /// A statement that has to be changed.
-fn refused(message: impl Into<String>) -> Error {
+pub(crate) fn refused(message: impl Into<String>) -> Error {
     Error::Query {
         message: message.into(),
         retryable: false,
     }
+}
+
+pub(crate) fn timed_out(timeout: Duration) -> Error {
+    refused(format!(
+        "the query was stopped by its timeout of {} s; ask for fewer days, projects or columns, or allow more time",
+        timeout.as_secs_f64()
+    ))
 }

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::DataType;
@@ -14,6 +14,7 @@ use duckdb::ffi;
 
 use super::{Batches, RELATION, Relation, Unit, fill};
 use crate::base::error::{Error, Result};
+use crate::base::process::lock;
 
 const NAME: &CStr = c"pageviews";
 
@@ -327,8 +328,4 @@ unsafe extern "C" fn drop_boxed<T>(data: *mut c_void) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
         std::mem::forget(payload);
     }
-}
-
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

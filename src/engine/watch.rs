@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use duckdb::ffi;
 use tokio::task::JoinHandle;
 
-use super::refused;
-use super::table_function::{QueryState, lock};
+use super::table_function::QueryState;
+use super::timed_out;
 use crate::base::error::{Error, Result};
+use crate::base::process::lock;
 use crate::base::runtime::{self, Cancel};
 
 /// DuckDB forgets an interrupt that arrives between two steps, so it is repeated until the statement ends.
@@ -85,13 +86,7 @@ impl Watch {
     pub(super) fn stopped(&self) -> Option<Error> {
         match self.shared.verdict.load(Ordering::Acquire) {
             CANCELLED => Some(Error::Interrupted),
-            TIMED_OUT => {
-                let seconds = self.shared.timeout.unwrap_or_default().as_secs_f64();
-                Some(refused(format!(
-                    "the query was stopped by its timeout of {seconds} s; ask for fewer days, projects or columns, \
-                     or allow more time"
-                )))
-            }
+            TIMED_OUT => Some(timed_out(self.shared.timeout.unwrap_or_default())),
             _ => None,
         }
     }

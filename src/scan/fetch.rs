@@ -6,7 +6,7 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use super::narrow;
 use super::version::Version;
 use crate::base::error::{Error, Result};
 use crate::base::keys::Day;
+use crate::base::process::lock;
 use crate::base::runtime;
 use crate::scan::cache::{self, Provenance};
 use crate::scan::plan::{self, Filter};
@@ -43,10 +44,6 @@ struct Seen {
     provenance: Provenance,
     /// Rows of this version were handed out: no other version may follow.
     delivered: bool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Object {

@@ -6,6 +6,7 @@ mod cache;
 mod engine;
 mod engine_sandbox;
 mod files;
+mod freshness;
 mod hostile;
 mod keys;
 mod merge;

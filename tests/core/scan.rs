@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use bytes::Bytes;
 use parquet::file::properties::EnabledStatistics;
 use parquet_analytics::base::error::{Error, Kind, Result};
 use parquet_analytics::base::keys::{Day, Prefix};
-use parquet_analytics::base::runtime::{Cancel, block_on};
+use parquet_analytics::base::runtime::Cancel;
 use parquet_analytics::base::schema;
 use parquet_analytics::engine::Relation;
 use parquet_analytics::scan::cache;
@@ -24,7 +24,7 @@ use crate::support::{Row, batch_of, random_rows, rows_of};
 
 const ALL: [usize; 10] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9];
 
-fn scan(store: &Store, days: &[Day], filter: Filter, options: Options) -> Scan {
+pub fn scan(store: &Store, days: &[Day], filter: Filter, options: Options) -> Scan {
     Scan::new(
         store.clone(),
         &Prefix::default(),
@@ -46,19 +46,19 @@ fn read(scan: &Scan, projection: &[usize]) -> Result<Vec<RecordBatch>> {
     scan.batches(projection)?.collect()
 }
 
-fn rows(scan: &Scan) -> Vec<Row> {
+pub fn rows(scan: &Scan) -> Vec<Row> {
     read(scan, &ALL).unwrap().iter().flat_map(rows_of).collect()
 }
 
 /// Rows of a day, in file order.
-fn sample(seed: u64, count: usize, day: Day) -> Vec<Row> {
+pub fn sample(seed: u64, count: usize, day: Day) -> Vec<Row> {
     let mut rows = random_rows(&mut ChaCha8Rng::seed_from_u64(seed), count);
     rows.iter_mut().for_each(|row| row.date = day.to_date32());
     rows.sort();
     rows
 }
 
-fn small_pages() -> Layout {
+pub fn small_pages() -> Layout {
     Layout {
         group_rows: 100,
         page_rows: 10,
@@ -732,80 +732,4 @@ fn damaged_pages_are_an_error_that_names_the_file_and_never_a_panic() {
         };
     }
     assert!(kinds.contains("refused"));
-}
-
-/// What a process remembers is never the answer: whatever happens to the files between two questions, without a word to
-/// this process, each question is answered by what is stored.
-#[test]
-fn questions_are_answered_by_what_is_stored_whatever_happened_since_the_last() {
-    const SLUGS: [&str; 5] = ["docs", "a", "日本", "nobody", "Zeta"];
-    let mut random = ChaCha8Rng::seed_from_u64(11);
-    let store = store();
-    let prefix = Prefix::default();
-    let days: Vec<Day> = Day::range(date("2026-06-28"), date("2026-07-01")).collect();
-    let mut stored: BTreeMap<Day, Vec<Row>> = BTreeMap::new();
-    let mut erased: BTreeSet<i32> = BTreeSet::new();
-    for step in 0..1500 {
-        let day = days[random.random_range(0..days.len())];
-        match random.random_range(0..8) {
-            0 | 1 => {
-                let rows = sample(random.random(), random.random_range(0..300), day);
-                put(&store, &key(day), &small_pages().file(&rows));
-                stored.insert(day, rows);
-            }
-            2 => {
-                block_on(&Cancel::new(), store.delete(&key(day))).unwrap();
-                stored.remove(&day);
-            }
-            3 if random.random_bool(0.3) => {
-                let id = random.random_range(9..19);
-                if !erased.remove(&id) {
-                    erased.insert(id);
-                }
-                let projects: Vec<String> = erased
-                    .iter()
-                    .map(|id| format!(r#"{{"project_id":{id},"slug":"x","erased_at":"2026-01-01T00:00:00Z"}}"#))
-                    .collect();
-                let list = format!(r#"{{"format":1,"projects":[{}]}}"#, projects.join(","));
-                put(&store, &prefix.erased_key(), &Bytes::from(list));
-            }
-            _ => {
-                let filter = Filter {
-                    projects: random
-                        .random_bool(0.7)
-                        .then(|| vec![SLUGS[random.random_range(0..5)].to_owned()]),
-                    project_id: random.random_bool(0.3).then(|| random.random_range(9..19)),
-                    statuses: random.random_bool(0.5).then(|| vec![200]),
-                    ..Filter::default()
-                };
-                let passes = |row: &&Row| {
-                    filter
-                        .projects
-                        .as_ref()
-                        .is_none_or(|slugs| slugs.contains(&row.project_slug))
-                        && filter.project_id.is_none_or(|id| id == row.project_id)
-                        && filter
-                            .statuses
-                            .as_ref()
-                            .is_none_or(|statuses| statuses.contains(&row.status))
-                        && !erased.contains(&row.project_id)
-                };
-                let options = Options {
-                    max_age: Duration::ZERO,
-                    // Whether small files are answered from what came with their footers.
-                    tail_bytes: if random.random() { 0 } else { 1 << 20 },
-                    ..Options::default()
-                };
-                let reading = scan(&store, &days, filter.clone(), options);
-                let expected: Vec<Row> = stored.values().rev().flatten().filter(passes).cloned().collect();
-                assert_eq!(rows(&reading), expected, "step {step}");
-                let covered: Vec<(Day, Option<u64>)> = days
-                    .iter()
-                    .rev()
-                    .map(|day| (*day, stored.get(day).map(|rows| rows.len() as u64)))
-                    .collect();
-                assert_eq!(reading.coverage().unwrap(), Some(covered), "step {step}");
-            }
-        }
-    }
 }
