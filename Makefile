@@ -68,10 +68,13 @@ test-full-mutants:
 mutants: build
 	$(PYTHON) -m tests.services run -- $(PYTHON) scripts/mutants.py $(FILES) $(ARGS)
 
-# make torture N=5000 SEED=7: the random test for longer; without SEED another one each time.
+# make torture N=5000 SEED=7: the random tests for longer; without SEED the first is another one each time. What is derived of days
+# is tried with ten seeds a step.
 N ?= 1000
 torture: build
 	$(PYTHON) -m tests.torture --steps $(N) $(if $(SEED),--seed $(SEED))
+	TORTURE_SEEDS=$(N)0 $(if $(SEED),TORTURE_FIRST=$(SEED)) $(with_duckdb) "" cargo test --release --locked --test core -- \
+		--ignored --nocapture answers_are_of_what_was_stored_whatever_the_seed
 
 wheel: dist/.built
 

@@ -16,6 +16,8 @@ pub mod scan;
 
 pub mod archive;
 
+pub mod derived;
+
 pub mod report;
 
 pub mod query;

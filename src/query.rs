@@ -12,6 +12,7 @@ use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Prefix};
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
+use crate::derived::reader::Reader;
 use crate::engine::{self, Answer, Batches, Limits, Params};
 use crate::report;
 pub use crate::report::Pages;
@@ -94,21 +95,37 @@ impl Extent {
         }
         Ok(Self { span, archived, live })
     }
+
+    fn days(&self) -> Vec<Day> {
+        let Span { since, until } = self.span;
+        self.archived
+            .clone()
+            .unwrap_or_else(|| Day::range(since, until).collect())
+    }
+
+    /// The rows of its days' files with those from elsewhere.
+    fn with(&self, files: Arc<dyn engine::Relation>) -> Arc<dyn engine::Relation> {
+        if self.live.is_empty() {
+            return files;
+        }
+        let live = self.live.clone();
+        Arc::new(Both { files, live })
+    }
 }
 
 /// The rows of files, and those from elsewhere.
 struct Both {
-    scan: Arc<Scan>,
+    files: Arc<dyn engine::Relation>,
     live: Vec<RecordBatch>,
 }
 
 impl engine::Relation for Both {
     fn schema(&self) -> SchemaRef {
-        self.scan.schema()
+        self.files.schema()
     }
 
     fn open(&self, projection: &[usize]) -> Result<Vec<engine::Unit>> {
-        let mut units = self.scan.open(projection)?;
+        let mut units = self.files.open(projection)?;
         for batch in &self.live {
             let projected = batch
                 .project(projection)
@@ -293,15 +310,10 @@ impl Querier {
     }
 
     fn scan(&self, filter: Filter, extent: &Extent, options: &Options, cancel: &Cancel) -> Arc<Scan> {
-        let Span { since, until } = extent.span;
-        let days = extent
-            .archived
-            .clone()
-            .unwrap_or_else(|| Day::range(since, until).collect());
         Arc::new(Scan::new(
             self.store.clone(),
             &self.prefix,
-            days,
+            extent.days(),
             filter,
             options.clone(),
             cancel.clone(),
@@ -317,9 +329,21 @@ impl Querier {
         report: impl FnOnce(&dyn engine::Relation, &Cancel) -> Result<RecordBatch>,
     ) -> Result<Table> {
         report::within(self.limits.timeout, cancel, |cancel| {
-            let (scan, relation) = self.relation(filter, extent, cancel);
-            let batch = report(&*relation, cancel)?;
-            Table::new(batch.schema(), vec![batch], &scan)
+            let reader = Arc::new(Reader::new(
+                self.store.clone(),
+                &self.prefix,
+                extent.days(),
+                filter,
+                self.options.clone(),
+                cancel.clone(),
+            ));
+            let batch = report(&*extent.with(reader.clone()), cancel)?;
+            Ok(Table {
+                schema: batch.schema(),
+                batches: vec![batch],
+                coverage: reader.coverage()?,
+                stats: reader.stats(),
+            })
         })
     }
 
@@ -331,12 +355,7 @@ impl Querier {
 
     fn relation(&self, filter: Filter, extent: &Extent, cancel: &Cancel) -> (Arc<Scan>, Arc<dyn engine::Relation>) {
         let scan = self.scan(filter, extent, &self.options, cancel);
-        let relation: Arc<dyn engine::Relation> = if extent.live.is_empty() {
-            scan.clone()
-        } else {
-            let (scan, live) = (scan.clone(), extent.live.clone());
-            Arc::new(Both { scan, live })
-        };
+        let relation = extent.with(scan.clone());
         (scan, relation)
     }
 }

@@ -9,8 +9,8 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use ahash::RandomState;
-use arrow::array::{Array, ArrayRef, AsArray, Date32Array, Int64Array, RecordBatch, StringArray};
-use arrow::datatypes::{Date32Type, Field, Int32Type, Schema};
+use arrow::array::{Array, ArrayRef, AsArray, Date32Array, Int32Array, Int64Array, RecordBatch, StringArray};
+use arrow::datatypes::{Date32Type, Field, Int32Type, Int64Type, Schema};
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 
@@ -236,7 +236,7 @@ impl Sum for Views<'_> {
             return Err(shape());
         };
         let paths = paths.as_string_opt::<i32>().ok_or_else(shape)?;
-        let counts = counts.as_primitive_opt::<Int32Type>().ok_or_else(shape)?;
+        let counts = Counts::of(counts)?;
         let versions = match columns {
             [_, versions, _] => Some(versions.as_string_opt::<i32>().ok_or_else(shape)?),
             _ => None,
@@ -246,15 +246,43 @@ impl Sum for Views<'_> {
         let mut row = 0;
         while row < counts.len() {
             let page = name(row);
-            let mut count = i64::from(counts.value(row));
+            let mut count = counts.value(row);
             row += 1;
             while row < counts.len() && name(row) == page {
-                count += i64::from(counts.value(row));
+                count = plus(count, counts.value(row))?;
                 row += 1;
             }
             self.more(page, count)?;
         }
         Ok(())
+    }
+}
+
+/// The views of rows, or of several rows each.
+enum Counts<'a> {
+    OfRows(&'a Int32Array),
+    Added(&'a Int64Array),
+}
+
+impl<'a> Counts<'a> {
+    fn of(column: &'a ArrayRef) -> Result<Self> {
+        let of_rows = column.as_primitive_opt::<Int32Type>().map(Self::OfRows);
+        let added = || column.as_primitive_opt::<Int64Type>().map(Self::Added);
+        of_rows.or_else(added).ok_or_else(shape)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::OfRows(counts) => counts.len(),
+            Self::Added(counts) => counts.len(),
+        }
+    }
+
+    fn value(&self, row: usize) -> i64 {
+        match self {
+            Self::OfRows(counts) => counts.value(row).into(),
+            Self::Added(counts) => counts.value(row),
+        }
     }
 }
 
@@ -275,15 +303,15 @@ impl Sum for Days {
             return Err(shape());
         };
         let dates = dates.as_primitive_opt::<Date32Type>().ok_or_else(shape)?;
-        let counts = counts.as_primitive_opt::<Int32Type>().ok_or_else(shape)?;
-        for (date, count) in dates.values().iter().zip(counts.values()) {
+        let counts = Counts::of(counts)?;
+        for (row, date) in dates.values().iter().enumerate() {
             let day = usize::try_from(i64::from(*date) - i64::from(self.first))
                 .ok()
                 .and_then(|day| self.counts.get_mut(day));
             let Some(sum) = day else {
                 return Err(Error::internal("a row is of a day that was not asked for"));
             };
-            *sum = Some(plus(sum.unwrap_or_default(), i64::from(*count))?);
+            *sum = Some(plus(sum.unwrap_or_default(), counts.value(row))?);
         }
         Ok(())
     }

@@ -19,6 +19,7 @@ pub mod plan;
 mod stats;
 mod version;
 
+pub(crate) use decode::Sparse;
 pub use decode::WholeFile;
 
 use std::ops::Range;
@@ -70,6 +71,8 @@ pub struct Options {
     pub tail_bytes: u64,
     /// Of more days than these, no whole footers are kept.
     pub whole_footers: usize,
+    /// Reports may be answered by what is derived from the files.
+    pub derived: bool,
     /// When a project is named by id alone and so many rows of a file may be its, its ids are read first.
     pub narrow_rows: u64,
 }
@@ -101,6 +104,7 @@ impl Default for Options {
             with_erased: false,
             tail_bytes: 64 << 20,
             whole_footers: 366,
+            derived: true,
             narrow_rows: 2 * 8192,
         }
     }
@@ -125,6 +129,9 @@ struct Context {
     requests: Semaphore,
     counters: Counters,
 }
+
+/// A day with the ETag of its file and the rows in it; `None` for one that has none.
+pub type DayVersion = (Day, Option<(String, u64)>);
 
 /// Days, each with the rows of its file; `None` for one that has none.
 pub type Coverage = Vec<(Day, Option<u64>)>;
@@ -202,6 +209,16 @@ impl Scan {
         let objects = self.confirmed()?;
         let rows = |object: &Arc<Object>| object.version().footer.as_ref().map(|footer| footer.rows());
         Ok(Some(objects.iter().map(|object| (object.day, rows(object))).collect()))
+    }
+
+    /// The version of each day's file that was read, and its rows; `None` where there is no file.
+    pub fn versions(&self) -> Result<Vec<DayVersion>> {
+        let version = |object: &Arc<Object>| {
+            let version = object.version();
+            let footer = version.footer.as_ref();
+            (object.day, footer.map(|footer| (footer.etag.clone(), footer.rows())))
+        };
+        Ok(self.confirmed()?.iter().map(version).collect())
     }
 
     pub fn stats(&self) -> Stats {

@@ -18,6 +18,8 @@ from tests.services import S3, Postgres, S3Identity
 
 DAY = datetime.date(2026, 7, 1)
 KEY = "analytics/pageviews/2026/07/01/pageviews_2026-07-01.parquet"
+MANIFEST = "_derived/manifest.json"
+"""How the key of the manifest ends."""
 
 # The ten columns of a day's file as PostgreSQL knows them, in the order of the file.
 SELECT = """
@@ -68,9 +70,10 @@ class Place:
         return ParquetAnalyticsQuerier(self.url, storage_options=self.options(identity), **settings)
 
     def keys(self) -> list[str]:
-        """All keys below the location, as the server lists them."""
+        """All keys below the location, as the server lists them, but the manifest, which whoever writes a day keeps."""
         pages = self.s3.client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._full(""))
-        return [found["Key"].removeprefix(self._full("")) for page in pages for found in page.get("Contents", ())]
+        keys = [found["Key"].removeprefix(self._full("")) for page in pages for found in page.get("Contents", ())]
+        return [key for key in keys if not key.endswith(MANIFEST)]
 
     def read(self, key: str) -> bytes:
         return self.s3.client().get_object(Bucket=self.bucket, Key=self._full(key))["Body"].read()

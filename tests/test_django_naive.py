@@ -54,7 +54,7 @@ def test_a_night_and_its_questions(site_database: str) -> None:
     for number in (3, 2, 1, 0):
         sites.few(ago(number))
     tasks.export_pageviews_to_parquet()
-    [run] = Run.objects.filter(day=ago(1))
+    [run] = Run.objects.filter(day=ago(1), kind="export")
     assert run.state == "verified"
     assert run.finished_at is not None
     for moment in (run.started_at, run.finished_at, run.snapshot_at):

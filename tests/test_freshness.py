@@ -59,8 +59,8 @@ def totals(querier: ParquetAnalyticsQuerier, slug: str = "docs", **days: Any) ->
 def test_what_is_remembered_takes_one_round_trip(querier: ParquetAnalyticsQuerier) -> None:
     assert totals(querier) == {BEFORE: 10, DAY: 10}
     stats = querier.stats or {}
-    # One for the list of erased projects, and one for each day.
-    assert (stats["waves"], stats["requests"], stats["footer_requests"], stats["data_requests"]) == (1, 3, 0, 2)
+    # One for the list of erased projects, one for the manifest, and one for each day.
+    assert (stats["waves"], stats["requests"], stats["footer_requests"], stats["data_requests"]) == (1, 4, 0, 2)
 
 
 def test_a_day_that_was_replaced_is_read_anew(querier: ParquetAnalyticsQuerier, place: Place) -> None:

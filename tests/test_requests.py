@@ -52,8 +52,9 @@ class CountingProxy:
 
     @property
     def days(self) -> list[tuple[str, str]]:
-        """The requests that are not for the list of erased projects."""
-        return [(method, target) for method, target in self.requests if "/_erased/" not in target]
+        """The requests that are for days: not for the list of erased projects, nor for what is derived."""
+        others = "/_erased/", "/_derived/"
+        return [(method, target) for method, target in self.requests if not any(each in target for each in others)]
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -148,10 +149,11 @@ def test_one_project_of_a_large_day_takes_two_requests_and_little_of_its_bytes(
     [said] = cold(place, proxy, (name, {"args": [slug], **SPAN, **arguments}))
     assert said["rows"] > 0
     assert said["row_groups"] == ROWS // ROW_GROUP == 200
-    # And one, at the same time, for the list of erased projects, once a minute and process.
     assert len(proxy.days) <= 2
-    assert len(proxy.requests) == len(proxy.days) + 1
-    assert said["erasure_requests"] == 1
+    # Beside them, once a minute and process: for the list of erased projects, and for what may be derived of the month.
+    kinds = ("erasure", "manifest", "index") if name != "query_pageviews" else ("erasure",)
+    assert all(said[f"{kind}_requests"] == 1 for kind in kinds)
+    assert len(proxy.requests) == len(proxy.days) + len(kinds)
     assert proxy.received < 0.03 * size
     # The querier's own account agrees.
     assert said["requests"] == len(proxy.requests)
@@ -177,7 +179,8 @@ def test_a_footer_is_read_once(huge: tuple[Place, int], sample: SampleData, prox
     said = cold(place, proxy, *(("top_pages", {"args": [slug], **SPAN}) for slug in slugs))
     assert [answer["footer_requests"] for answer in said] == [1, 0, 0]
     assert [answer["erasure_requests"] for answer in said] == [1, 0, 0]
-    assert len(proxy.requests) == sum(answer["requests"] for answer in said) == 5
+    assert [answer["manifest_requests"] for answer in said] == [1, 0, 0]
+    assert len(proxy.requests) == sum(answer["requests"] for answer in said) == 7
 
 
 def test_nothing_is_listed_and_every_day_is_asked_for_once(
@@ -192,5 +195,6 @@ def test_nothing_is_listed_and_every_day_is_asked_for_once(
     # A listing names the bucket and asks by its query string.
     assert all(re.fullmatch(r"/.*pageviews_\d{4}-\d\d-\d\d\.parquet", target) for _, target in proxy.days)
     # Of many days only a small end is read at first; the footer of 200 row groups takes a second read.
-    assert len(proxy.requests) == said["requests"] <= 26 + 2 + 1
-    assert said["waves"] <= 3
+    # One for the list of erased projects, one for the manifest, and one for each month that may have something derived.
+    assert len(proxy.requests) == said["requests"] <= 26 + 2 + 1 + 1 + 2
+    assert said["waves"] <= 4

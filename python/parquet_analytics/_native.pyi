@@ -16,6 +16,7 @@ __all__ = [
     "check_prefix",
     "check_slug",
     "days_with_erased_copies",
+    "compact_days",
     "delete_day",
     "erase_from_day",
     "erase_projects",
@@ -82,6 +83,16 @@ def export_day(
 def verify_day(
     store: Store, prefix: str, day: str, source: PostgresSource | Callable[[datetime.date], Any] | None
 ) -> dict[str, Any]: ...
+def compact_days(
+    store: Store,
+    prefix: str,
+    since: str | None,
+    until: str | None,
+    *,
+    existing: bool,
+    temp_dir: str | None,
+    progress: Callable[[int, int], object] | None,
+) -> list[dict[str, Any]]: ...
 def delete_day(
     store: Store,
     source: PostgresSource,
@@ -226,6 +237,7 @@ class Querier:
         memory_limit: int,
         threads: int | None,
         max_age: float | None,
+        months: bool = True,
     ) -> Querier: ...
     @property
     def url(self) -> str: ...

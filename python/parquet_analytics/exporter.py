@@ -172,6 +172,42 @@ class ParquetAnalyticsExporter:
             **self._settings,
         )
 
+    def compact(
+        self,
+        since: Date | None = None,
+        until: Date | None = None,
+        *,
+        existing: bool = False,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Bring the derived files of months up to date: of each month that has a day from ``since`` to ``until`` (by
+        default all that are stored) one file of what its finished days add up to, so that questions about many days
+        take few requests. Reads of a month only the days that have changed since, and asks the store about each
+        of the others. Days stay the only truth: what is derived can be deleted and is made anew, and a day that is
+        written is read itself until it is compacted again. With ``existing``, months that have no such file get none.
+        Rows of erased projects are taken out of it. Safe beside exports, deletions and other compactions.
+
+        For each month a dict: ``month`` ("YYYY-MM"), ``outcome`` ("created", "updated", "unchanged", "removed" when it
+        has no days any more, "too large" when its file would not go up: its days are read then), ``days`` that have a
+        file, ``days_read``, ``rows`` and ``bytes`` of the derived file. ``progress`` is called with the months that are
+        done and that there are, when that changes and at least once a second. :class:`ConfigurationError` when the
+        store ignores conditions.
+        """
+        first, last = (
+            None if day is None else day_text(day, name) for day, name in ((since, "since"), (until, "until"))
+        )
+        if first is not None and last is not None and first > last:
+            raise InvalidInput(f"since ({first}) lies after until ({last})")
+        return _native.compact_days(
+            self._store,
+            self._prefix,
+            first,
+            last,
+            existing=existing,
+            temp_dir=self._settings["temp_dir"],
+            progress=progress,
+        )
+
     def verify(self, target_date: Date | None = None, *, against: Literal["database"] | None = None) -> dict[str, Any]:
         """Read a day's file back whole, and compare its bytes with the SHA-256 and its rows with the numbers (rows,
         views, ids, rows by status) that were recorded when it was written.
@@ -335,7 +371,8 @@ class ParquetAnalyticsExporter:
 
         The result has ``files``, a list of dicts with ``date``, ``key``, ``project`` or ``organization`` (the slug of a
         copy, else ``None``) and ``projects`` ({id: [slugs that its rows have]}); ``unreadable``, damaged files of which
-        nobody can say what they hold ({key: why}); and ``every_copy``.
+        nobody can say what they hold ({key: why}); ``months``, those whose derived file holds some ({"YYYY-MM": [ids]},
+        without ids where its index is damaged), which :meth:`compact` takes out; and ``every_copy``.
 
         It takes a request for each day and copy. ``living``, the slugs that projects have now, bounds that: when there
         are more than ``most_copies`` copies for projects, those below these slugs are left out (``every_copy`` is

@@ -65,6 +65,8 @@ class ParquetAnalyticsQuerier:
     its threads (by default one for each core, 4 at most). Data is read of the versions
     that are stored now. ``max_age`` (seconds, 2 by default) is how long the store is believed to be as it was without
     asking, which takes no further round trip: days without a file, and those of which nothing has to be read.
+    ``months=False`` leaves out what :meth:`ParquetAnalyticsExporter.compact` has derived, and reads the days' own files
+    alone; answers are the same.
 
     Everywhere ``since`` (default: 30 days ago) and ``until`` (default: today) are UTC days and included, and a
     project is named by slug, by ``project_id`` or by both. Slugs are those of the day when a file was written: they can
@@ -84,6 +86,7 @@ class ParquetAnalyticsQuerier:
         memory_limit: int = 1024 * 1024 * 1024,
         threads: int | None = None,
         max_age: float | None = None,
+        months: bool = True,
     ) -> None:
         self._native = _native.Querier(
             open_store(storage, storage_options),
@@ -92,6 +95,7 @@ class ParquetAnalyticsQuerier:
             memory_limit=count(memory_limit, "memory_limit"),
             threads=threads,
             max_age=max_age,
+            months=months,
         )
         self._stats: dict[str, int] | None = None
         self._coverage: Coverage | None = None
@@ -102,9 +106,10 @@ class ParquetAnalyticsQuerier:
     @property
     def stats(self) -> dict[str, int] | None:
         """What the last question took: ``objects`` (days asked about), ``present``, ``absent``, ``requests``
-        (``footer_requests``, ``data_requests``, and ``erasure_requests`` for the list of erased projects), ``waves``
-        (round trips in a row), ``bytes`` received, ``row_groups``, ``row_groups_read``, ``rows_decoded`` and ``rows``.
-        ``None`` before the first question."""
+        (``footer_requests``, ``data_requests``, ``erasure_requests`` for the list of erased projects,
+        ``manifest_requests`` and ``index_requests`` for what is derived), ``days_derived`` (days that were answered by
+        files of whole months), ``waves`` (round trips in a row), ``bytes`` received, ``row_groups``,
+        ``row_groups_read``, ``rows_decoded`` and ``rows``. ``None`` before the first question."""
         return self._stats
 
     @property

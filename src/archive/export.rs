@@ -18,8 +18,9 @@ use reconcile::{Rows, Stored};
 use write::Finished;
 
 use crate::archive::deleted;
+use crate::archive::manifest::{self, publish_day};
 use crate::archive::merge::{Conflict, without, without_ids};
-use crate::archive::publish::{check_size, interrupted_publish, publish};
+use crate::archive::publish::{check_size, interrupted_publish};
 use crate::archive::stored::StoredDay;
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Scope};
@@ -215,6 +216,10 @@ impl Export<'_> {
             (Outcome::Unchanged, day.etag.clone())
         } else {
             check_size(key, file.bytes, self.options.largest_file)?;
+            let rows = match unchanged {
+                Some(_) => manifest::Rows::Same,
+                None => manifest::Rows::Others,
+            };
             let (outcome, write) = match &stored {
                 Stored::Nothing => (Outcome::Created, Write::Create),
                 Stored::Unreadable(etag) => (Outcome::Replaced, Write::Replace(etag.clone())),
@@ -228,7 +233,9 @@ impl Export<'_> {
                 (meta::ROWS, file.tally.rows.to_string()),
                 (meta::SHA256, file.sha256.clone()),
             ];
-            let published = block_on(self.cancel, publish(self.store, key, bytes, write, &run_id, &about));
+            let prefix = &self.options.prefix;
+            let published = publish_day(self.store, prefix, self.day, (bytes, write), &run_id, &about, rows);
+            let published = block_on(self.cancel, published);
             let etag = published.map_err(|error| interrupted_publish(self.store, key, &run_id, error))?;
             reached(self.day, Step::Published);
             reached(self.day, Step::Verifying);

@@ -6,6 +6,7 @@ pub mod delete;
 pub mod deleted;
 pub mod erase;
 pub mod export;
+pub mod manifest;
 pub mod merge;
 pub mod publish;
 pub mod restore;

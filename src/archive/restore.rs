@@ -19,6 +19,7 @@ use arrow::error::ArrowError;
 
 use crate::archive::deleted;
 use crate::archive::export::ExportOptions;
+use crate::archive::manifest::Rows;
 use crate::archive::merge::{differs, without};
 use crate::archive::stamp::{earlier, publish_over, stamp};
 use crate::archive::stored::StoredDay;
@@ -114,14 +115,23 @@ pub fn prepare(
     let preparing = || {
         let stored = current(store, &options.prefix, day, over, cancel)?;
         let mut facts = facts(&stored, Some(Remaining::Unknown));
-        let (spool, file) = match rows {
-            None => stamp(&stored, &facts, options.sort.temp_dir.as_deref())?,
+        let temp_dir = options.sort.temp_dir.as_deref();
+        let ((spool, file), rows) = match rows {
+            None => (stamp(&stored, &facts, temp_dir)?, Rows::Same),
             Some(source) => {
                 facts.same_rows_as.clear();
-                rewritten(source, &facts, options, cancel)?
+                (rewritten(source, &facts, options, cancel)?, Rows::Others)
             }
         };
-        publish_over(store, &options.prefix, &stored, spool, &file, &facts.run_id, cancel)
+        publish_over(
+            store,
+            &options.prefix,
+            &stored,
+            spool,
+            (&file, rows),
+            &facts.run_id,
+            cancel,
+        )
     };
     preparing().map_err(|error: Error| error.on_day(day))
 }
@@ -154,7 +164,8 @@ pub fn finish(
             };
             let facts = facts(&stored, remaining);
             let (spool, file) = stamp(&stored, &facts, None)?;
-            match publish_over(store, prefix, &stored, spool, &file, &facts.run_id, cancel) {
+            let file_and_rows = (&file, Rows::Same);
+            match publish_over(store, prefix, &stored, spool, file_and_rows, &facts.run_id, cancel) {
                 Err(Error::Conflict { .. }) if round < ROUNDS => round += 1,
                 Err(error) => return Err(error),
                 Ok(found) => {

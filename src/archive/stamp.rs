@@ -8,7 +8,8 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 
-use crate::archive::publish::{interrupted_publish, publish};
+use crate::archive::manifest::{Rows, publish_day};
+use crate::archive::publish::interrupted_publish;
 use crate::archive::stored::StoredDay;
 use crate::archive::verify::verify;
 use crate::base::error::{Error, Result};
@@ -38,7 +39,7 @@ pub fn publish_over(
     prefix: &Prefix,
     stored: &StoredDay,
     spool: Spool,
-    file: &Written,
+    (file, rows): (&Written, Rows),
     run_id: &str,
     cancel: &Cancel,
 ) -> Result<StoredDay> {
@@ -47,7 +48,8 @@ pub fn publish_over(
         (meta::SHA256, file.sha256.clone()),
     ];
     let (key, over) = (stored.key.clone(), Write::Replace(stored.etag.clone()));
-    let written = publish(store, &key, spool.into_bytes()?, over, run_id, &about);
+    let write = (spool.into_bytes()?, over);
+    let written = publish_day(store, prefix, stored.day, write, run_id, &about, rows);
     let etag = block_on(cancel, written).map_err(|error| interrupted_publish(store, &key, run_id, error))?;
     let found = verify(store, prefix, stored.day, cancel)?.stored;
     if found.etag == etag && found.sha256 != file.sha256 {

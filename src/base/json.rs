@@ -34,6 +34,13 @@ pub fn object(bytes: &[u8], format: u64) -> Result<Map<String, Value>, String> {
     }
 }
 
+/// Whether a later version has written an object than one that reads this form of it.
+pub fn is_newer(bytes: &[u8], format: u64) -> bool {
+    let whole = serde_json::from_slice::<Value>(bytes).ok();
+    let found = whole.and_then(|whole| whole.get(FORMAT)?.as_u64());
+    found.is_some_and(|found| found > format)
+}
+
 /// What is said of a value that is another than `wanted`.
 pub fn wrong(key: &str, wanted: &str, found: &Value) -> String {
     let shown: String = found.to_string().chars().take(60).collect();

@@ -217,6 +217,16 @@ impl Prefix {
         format!("{}_derived/conditional-write-probe", self.root())
     }
 
+    /// The key of an object that is derived from days' files.
+    pub fn derived_key(&self, name: &str) -> String {
+        format!("{}_derived/{name}", self.root())
+    }
+
+    /// The key of the manifest of what is derived.
+    pub fn manifest_key(&self) -> String {
+        self.derived_key("manifest.json")
+    }
+
     /// The key of the list of days of which rows were deleted from the database.
     pub fn deleted_key(&self) -> String {
         format!("{}_deleted/days.json", self.root())

@@ -92,4 +92,8 @@ pub mod meta {
     pub const IDS: &str = "parquet_analytics.ids";
     /// Rows by HTTP status: `200:17 404:3`.
     pub const STATUSES: &str = "parquet_analytics.statuses";
+    /// The version of the form of a series file, and its first and last day.
+    pub const SERIES: &str = "parquet_analytics.series";
+    pub const FIRST_DAY: &str = "parquet_analytics.first_day";
+    pub const LAST_DAY: &str = "parquet_analytics.last_day";
 }

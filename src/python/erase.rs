@@ -16,6 +16,7 @@ use crate::archive::export::ExportOptions;
 use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::runtime::block_on;
+use crate::derived::compact::months_with_erased;
 use crate::file::position::{Identity, Relation};
 use crate::file::sort::SortOptions;
 use crate::scan::erased;
@@ -182,7 +183,10 @@ pub fn erased_rows<'py>(
         most: most_copies,
     };
     let claim = claim(None, true);
-    let look = run_quietly(py, |cancel| erase::look(&store.inner, &prefix, &which, &claim, cancel))?;
+    let (look, months) = run_quietly(py, |cancel| {
+        let look = erase::look(&store.inner, &prefix, &which, &claim, cancel)?;
+        Ok((look, block_on(cancel, months_with_erased(&store.inner, &prefix))?))
+    })?;
     let files = look.found.into_iter().map(|found| {
         let file = PyDict::new(py);
         file.set_item("date", found.day.date())?;
@@ -209,6 +213,11 @@ pub fn erased_rows<'py>(
     }
     result.set_item("unreadable", unreadable)?;
     result.set_item("every_copy", look.every_copy)?;
+    let of_months = PyDict::new(py);
+    for (name, projects) in months {
+        of_months.set_item(name, projects.into_iter().collect::<Vec<_>>())?;
+    }
+    result.set_item("months", of_months)?;
     Ok(result)
 }
 

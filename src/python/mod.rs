@@ -2,6 +2,7 @@
 //! values, call the core on a thread of its own, map the error. Arguments are checked and explained in the
 //! Python package above it.
 
+mod compact;
 mod delete;
 mod erase;
 mod errors;
@@ -53,6 +54,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(export::export_day, module)?)?;
     module.add_function(wrap_pyfunction!(export::verify_day, module)?)?;
     module.add_function(wrap_pyfunction!(delete::delete_day, module)?)?;
+    module.add_function(wrap_pyfunction!(compact::compact_days, module)?)?;
     module.add_function(wrap_pyfunction!(restorer::read_for_restoration, module)?)?;
     module.add_function(wrap_pyfunction!(restorer::prepare_restoration, module)?)?;
     module.add_function(wrap_pyfunction!(restorer::finish_restoration, module)?)?;

@@ -52,7 +52,8 @@ type Asked = (String, String, Archived, Option<PyTable>, Vec<i32>);
 #[pymethods]
 impl PyQuerier {
     #[new]
-    #[pyo3(signature = (store, prefix, *, timeout, memory_limit, threads, max_age))]
+    #[pyo3(signature = (store, prefix, *, timeout, memory_limit, threads, max_age, months=true))]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         store: &PyStore,
         prefix: &str,
@@ -60,6 +61,7 @@ impl PyQuerier {
         memory_limit: u64,
         threads: Option<usize>,
         max_age: Option<f64>,
+        months: bool,
     ) -> PyResult<Self> {
         if memory_limit < LEAST_MEMORY {
             let message = format!("memory_limit is {memory_limit} bytes; DuckDB needs at least {LEAST_MEMORY}");
@@ -78,6 +80,7 @@ impl PyQuerier {
             limits.threads = threads;
         }
         let mut options = Options::of(&store.inner);
+        options.derived = months;
         if let Some(age) = max_age {
             options.max_age = seconds("max_age", age).or_raise()?;
             options.lookup_max_age = options.max_age;
@@ -336,6 +339,9 @@ fn stats(py: Python<'_>, stats: Stats) -> PyResult<Bound<'_, PyDict>> {
         ("footer_requests", stats.footer_requests),
         ("erasure_requests", stats.erasure_requests),
         ("data_requests", stats.data_requests),
+        ("manifest_requests", stats.manifest_requests),
+        ("index_requests", stats.index_requests),
+        ("days_derived", stats.days_derived),
         ("waves", stats.waves),
         ("bytes", stats.bytes),
         ("row_groups", stats.row_groups),

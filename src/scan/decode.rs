@@ -30,7 +30,7 @@ use crate::scan::plan::Filter;
 
 /// The parts of an object that are in memory.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sparse {
+pub(crate) struct Sparse {
     size: u64,
     /// By offset, apart from each other.
     chunks: Arc<Vec<(u64, Bytes)>>,

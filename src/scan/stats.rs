@@ -15,6 +15,11 @@ pub struct Stats {
     /// For the list of erased projects.
     pub erasure_requests: u64,
     pub data_requests: u64,
+    /// For the manifest and the indexes of derived files.
+    pub manifest_requests: u64,
+    pub index_requests: u64,
+    /// Days of which derived files were read, and not their own.
+    pub days_derived: u64,
     /// All kinds together; there are no others.
     pub requests: u64,
     /// Round trips that had to wait for one another.

@@ -9,7 +9,7 @@ use object_store::path::Path;
 use super::clients::Target;
 use super::error::Meaning;
 use super::http::{Answer, Trace};
-use super::{Kind, Store, blocking};
+use super::{Kind, Operation, Store, blocking};
 use crate::base::error::{Error, Result};
 
 /// No key of ours lies deeper below a folder; a loop of symbolic links does.
@@ -22,6 +22,11 @@ impl Store {
     /// # Errors
     /// [`Error::Permission`] that names the right to list, otherwise as [`Store::get`].
     pub async fn list(&self, folder: &str, most: usize) -> Result<Option<Vec<String>>> {
+        self.passed(Operation::List, folder, self.list_now(folder, most), |lost| lost)
+            .await
+    }
+
+    async fn list_now(&self, folder: &str, most: usize) -> Result<Option<Vec<String>>> {
         if self.folder.is_some() {
             let (root, folder) = (self.target.location.path(), folder.to_owned());
             let keys = blocking(move || {

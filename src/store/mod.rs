@@ -15,10 +15,12 @@ mod url;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
@@ -45,6 +47,27 @@ pub struct Store {
     folder: Option<local::Folder>,
     url: String,
     counters: Option<Arc<Counters>>,
+    gate: Option<Arc<dyn Gate>>,
+}
+
+/// Stands between a store and whoever uses it, for tests of what happens between any two requests: it may wait, and may
+/// answer in the store's place.
+#[async_trait]
+pub trait Gate: Send + Sync {
+    /// Before an operation; what fails here has no effect.
+    async fn before(&self, operation: Operation, key: &str) -> Result<()>;
+
+    /// After it took effect; what fails here is an answer that was lost.
+    async fn after(&self, operation: Operation, key: &str) -> Result<()>;
+}
+
+/// What passes a [`Gate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    Get,
+    Put,
+    Delete,
+    List,
 }
 
 /// Which bytes of an object to read.
@@ -247,6 +270,7 @@ impl Store {
             folder,
             url,
             counters: None,
+            gate: None,
         })
     }
 
@@ -257,6 +281,32 @@ impl Store {
             counters: Some(counters),
             ..self.clone()
         }
+    }
+
+    /// The same store behind a gate.
+    #[must_use]
+    pub fn behind(&self, gate: Arc<dyn Gate>) -> Self {
+        Self {
+            gate: Some(gate),
+            ..self.clone()
+        }
+    }
+
+    /// Does something that passes the gate.
+    async fn passed<T, E: From<Error>>(
+        &self,
+        operation: Operation,
+        key: &str,
+        work: impl Future<Output = Result<T, E>>,
+        lost: impl FnOnce(Error) -> E,
+    ) -> Result<T, E> {
+        let Some(gate) = &self.gate else {
+            return work.await;
+        };
+        gate.before(operation, key).await?;
+        let done = work.await?;
+        gate.after(operation, key).await.map_err(lost)?;
+        Ok(done)
     }
 
     pub fn kind(&self) -> Kind {
@@ -292,6 +342,11 @@ impl Store {
             Part::Tail(0) => return Err(Error::internal(format!("an empty tail of {key}"))),
             _ => {}
         }
+        self.passed(Operation::Get, key, self.get_now(key, part, version), |lost| lost)
+            .await
+    }
+
+    async fn get_now(&self, key: &str, part: Part, version: Precondition) -> Result<Response> {
         let Some(folder) = self.folder.clone() else {
             return self.target.get(key, &part, &version, self.counters.as_deref()).await;
         };
@@ -344,6 +399,22 @@ impl Store {
         write: Write,
         metadata: &[(&'static str, String)],
     ) -> Result<String, NotPut> {
+        let lost = |error| NotPut {
+            error,
+            doubtful: true,
+            lost: true,
+        };
+        self.passed(Operation::Put, key, self.put_now(key, bytes, write, metadata), lost)
+            .await
+    }
+
+    async fn put_now(
+        &self,
+        key: &str,
+        bytes: Bytes,
+        write: Write,
+        metadata: &[(&'static str, String)],
+    ) -> Result<String, NotPut> {
         let Some(folder) = self.folder.clone() else {
             return self
                 .target
@@ -360,6 +431,11 @@ impl Store {
 
     /// Deletes an object; it is no error when there is none.
     pub async fn delete(&self, key: &str) -> Result<()> {
+        self.passed(Operation::Delete, key, self.delete_now(key), |lost| lost)
+            .await
+    }
+
+    async fn delete_now(&self, key: &str) -> Result<()> {
         let Some(folder) = self.folder.clone() else {
             return self.target.delete(key, self.counters.as_deref()).await;
         };

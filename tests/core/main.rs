@@ -3,6 +3,8 @@
 
 mod arrow_source;
 mod cache;
+mod compact;
+mod derived;
 mod engine;
 mod engine_sandbox;
 mod files;
@@ -30,4 +32,5 @@ mod store_local;
 mod store_refusals;
 mod store_s3;
 mod support;
+mod torture;
 mod writer;

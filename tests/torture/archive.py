@@ -25,7 +25,7 @@ COPY_KEY = re.compile(PREFIX + r"(?P<scope>project|org)/(?P<slug>[^/]+)/" + _NAM
 # days of which rows were deleted, and the projects that were erased.
 PROBE_KEY = PREFIX + "_derived/conditional-write-probe"
 ERASED_KEY = PREFIX + "_erased/projects.json"
-OTHER_KEYS = {PROBE_KEY, PREFIX + "_deleted/days.json", ERASED_KEY}
+OTHER_KEYS = {PROBE_KEY, PREFIX + "_derived/manifest.json", PREFIX + "_deleted/days.json", ERASED_KEY}
 
 
 def copy_key(slug: str, day: datetime.date) -> str:

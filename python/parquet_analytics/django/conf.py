@@ -104,6 +104,7 @@ KEYS: Mapping[str, Key] = {
     "QUEUE": Key(None, _optional_text, "the name of a Celery queue, or None for the site's default"),
     "PER_PROJECT": Key(False, _flag, "True or False", "RTD_PARQUET_EXPORT_PER_PROJECT"),
     "PER_ORGANIZATION": Key(False, _flag, "True or False"),
+    "COMPACT": Key(True, _flag, "True or False"),
     "ALLOW_LOCAL_DELETE": Key(False, _flag, "True or False"),
     "DELETE_CASCADES": Key(False, _flag, "True or False"),
     "DELETE_COLUMNS": Key((), _names, "a list of columns of the page views' table that no file holds"),

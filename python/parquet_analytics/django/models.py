@@ -51,6 +51,7 @@ class Run(models.Model):
         DELETE = "delete", "deletion"
         RESTORE = "restore", "restoration"
         ERASE = "erase", "erasure"
+        COMPACT = "compact", "compaction"
 
     class State(models.TextChoices):
         RUNNING = "running", "running"
@@ -63,7 +64,7 @@ class Run(models.Model):
         ABANDONED = "abandoned", "abandoned"
 
     kind = models.CharField(max_length=10, choices=Kind.choices)
-    day = models.DateField(help_text="The day of page views that was worked on.")
+    day = models.DateField(help_text="The day of page views that was worked on; of a compaction the last finished.")
     location = models.TextField(help_text="The store and prefix, without credentials.")
     state = models.CharField(max_length=10, choices=State.choices, default=State.RUNNING)
 

@@ -24,6 +24,7 @@ from parquet_analytics.exceptions import DayIsTaken, InvalidInput, ParquetAnalyt
 
 __all__ = [
     "backfill_pageviews_to_parquet",
+    "compact_pageviews",
     "delete_exported_pageviews",
     "erase_deleted_projects",
     "export_pageviews_to_parquet",
@@ -60,7 +61,7 @@ _options: dict[str, Any] = {
 def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     """Export the day ``date`` (YYYY-MM-DD), or without it every finished day of the last LOOKBACK_DAYS that has no
     verified file or has changed since, and every older one that rows have come to, the oldest first: a missed night
-    heals by itself."""
+    heals by itself. Then bring what is derived of all days up to date (COMPACT)."""
     from parquet_analytics.django import runs, signals
     from parquet_analytics.django.erasure import sweep
     from parquet_analytics.django.runs import late
@@ -83,7 +84,24 @@ def export_pageviews_to_parquet(self: Task, date: str | None = None) -> None:
     _warn_of_odd_rows()
     # What was deleted while there was no broker to tell.
     sweep.erase_pending_or_log(self.request.id or "")
-    _export(self, [each.day for each in due])
+    try:
+        _export(self, [each.day for each in due])
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:
+        # Days that failed do not keep the others from what is derived of them.
+        _compact_or_log(self.request.id or "")
+        raise
+    _compact_or_log(self.request.id or "")
+
+
+@shared_task(name="parquet_analytics.compact_pageviews", bind=True, **_options)
+def compact_pageviews(self: Task, since: str | None = None, until: str | None = None) -> None:
+    """Bring the derived files of months up to date that have a day from ``since`` to ``until``, by default of all."""
+    from parquet_analytics.django import runs
+
+    first, last = (None if day is None else _day(day) for day in (since, until))
+    _retrying(self, lambda: runs.compact(first, last, task_id=self.request.id or ""))
 
 
 @shared_task(name="parquet_analytics.backfill_pageviews_to_parquet", bind=True, **_options)
@@ -142,6 +160,20 @@ def erase_deleted_projects(self: Task) -> None:
     except ParquetAnalyticsError as error:
         _log.error("erasing deleted projects failed: %s", error, extra=_extra(error.day, error.key, error.run_id))
         raise
+
+
+def _compact_or_log(task_id: str) -> None:
+    """Questions are answered without what is derived, only slower."""
+    from parquet_analytics.django import runs
+
+    if not settings.COMPACT:
+        return
+    try:
+        runs.compact(task_id=task_id)
+    except DayIsTaken as error:
+        _log.info("%s", error)
+    except ParquetAnalyticsError as error:
+        _log.error("compacting page views failed: %s", error, extra=_extra(error.day, error.key, error.run_id))
 
 
 def _warn_of_odd_rows() -> None:

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::Deletion;
 use crate::archive::deleted;
+use crate::archive::manifest::Rows;
 use crate::archive::merge::check_newer;
 use crate::archive::stamp::{earlier, publish_over, stamp};
 use crate::archive::stored::StoredDay;
@@ -79,7 +80,15 @@ impl Deletion<'_> {
         };
         let (spool, file) = stamp(&self.stored, &facts, None)?;
         let prefix = &self.options.prefix;
-        let found = publish_over(self.store, prefix, &self.stored, spool, &file, &run_id, self.cancel)?;
+        let found = publish_over(
+            self.store,
+            prefix,
+            &self.stored,
+            spool,
+            (&file, Rows::Same),
+            &run_id,
+            self.cancel,
+        )?;
         self.take(found);
         Ok(())
     }

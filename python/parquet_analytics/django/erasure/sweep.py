@@ -152,6 +152,9 @@ class _Sweep:
                 self._day(day, files)
             under_way = self._under_way()
             look = self._look(pending)
+        if look["months"]:
+            self._months()
+            look = self._look(pending)
         return self._finish(pending, look, under_way)
 
     def _look(self, pending: list[Erasure]) -> dict[str, Any]:
@@ -201,10 +204,21 @@ class _Sweep:
             _log.warning("%s: erased projects could not be taken out: %s", day, error)
             self._failed = self._failed or error
 
+    def _months(self) -> None:
+        """What is derived of the days is made anew without these rows."""
+        from parquet_analytics.django.runs import compact
+
+        try:
+            compact(existing=True, task_id=self._task_id)
+        except ParquetAnalyticsError as error:
+            _log.warning("erased projects could not be taken out of what is derived: %s", error)
+            self._failed = self._failed or error
+
     def _under_way(self) -> list[tuple[datetime.date, datetime.datetime]]:
-        """Exports at work: one that began before a project was recorded may still write a file with its rows. It looks
-        at the list again when it is done; should it be killed before, nobody would."""
-        found = runs().filter(kind=Run.Kind.EXPORT, state=Run.State.RUNNING, location=self._who.location)
+        """Exports and compactions at work: one that began before a project was recorded may still write a file with its
+        rows. It looks at the list again when it is done; should it be killed before, nobody would."""
+        kinds = [Run.Kind.EXPORT, Run.Kind.COMPACT]
+        found = runs().filter(kind__in=kinds, state=Run.State.RUNNING, location=self._who.location)
         return list(found.filter(lease_until__gt=days.now()).values_list("day", "started_at"))
 
     def _finish(
@@ -214,6 +228,10 @@ class _Sweep:
         for file in look["files"]:
             for project in file["projects"]:
                 left[project].append(file["key"])
+        for month, projects in look["months"].items():
+            # Of one whose index is damaged nobody can tell.
+            for project in projects or [erasure.project_id for erasure in pending]:
+                left[project].append(f"the file of {month} below _derived/")
         note = None
         if not look["every_copy"]:
             note = "Copies below the slugs of other projects were not looked at; manage.py parquet_analytics erase "
@@ -258,8 +276,8 @@ class _Sweep:
         for day, started in under_way:
             if started < recorded + _SKEW:
                 return DayIsTaken(
-                    f"{day}: an export that began before project {erasure.project_id} was erased is under way; what it "
-                    "writes is looked at when it is done",
+                    f"{day}: an export or compaction that began before project {erasure.project_id} was erased is "
+                    "under way; what it writes is looked at when it is done",
                     day=day,
                     retryable=True,
                 )

@@ -1,5 +1,6 @@
 """One day exported or deleted, and which days are due. What the command and the tasks share."""
 
+from parquet_analytics.django.runs.compact import compact
 from parquet_analytics.django.runs.delete import delete_day
 from parquet_analytics.django.runs.due import (
     Counted,
@@ -18,6 +19,7 @@ __all__ = [
     "Counted",
     "Due",
     "Odd",
+    "compact",
     "counted",
     "delete_day",
     "due_days",

@@ -143,7 +143,9 @@ class Ledger:
             task_id=task_id or "",
             worker=f"{socket.gethostname()}:{os.getpid()}"[:200],
         )
-        self._lease = f"{day} {hashlib.sha256(location.encode()).hexdigest()[:32]}"
+        # A compaction takes no day, but there is one at a time.
+        what = "compact" if kind == Run.Kind.COMPACT else day
+        self._lease = f"{what} {hashlib.sha256(location.encode()).hexdigest()[:32]}"
         self._renewed = 0.0
         self._needless = False
         self._of_caller = False

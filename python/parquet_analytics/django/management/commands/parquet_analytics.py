@@ -1,4 +1,4 @@
-"""``manage.py parquet_analytics status|verify|restore|erase|unerase|doctor``."""
+"""``manage.py parquet_analytics status|verify|compact|restore|erase|unerase|doctor``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class Command(BaseCommand):
         for name, help in (
             ("status", "Which days are exported, verified, deleted, empty, missing or late. --max-lag for monitoring."),
             ("verify", "Read files back and compare them with what was recorded, or with the database."),
+            ("compact", "Bring the derived files of months up to date, by which questions about many days are fast."),
             ("restore", "Bring a day's rows back into the table, which may not have other rows of it."),
             ("erase", "Take deleted projects out of files and copies, and say what became of each."),
             ("unerase", "Take the erasure of a project back that lives (again)."),
@@ -66,6 +67,11 @@ class Command(BaseCommand):
         )
         parser.add_argument("--against", choices=["database"], help="Also compare each row with the database's.")
         parser.add_argument("--json", action="store_true", help="Print one JSON object a day.")
+
+    def _compact_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--since", type=day_argument, metavar="DAY", help="Default: the first that is stored.")
+        parser.add_argument("--until", type=day_argument, metavar="DAY", help="Default: the last that is stored.")
+        parser.add_argument("--json", action="store_true", help="Print one JSON object a month.")
 
     def _restore_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--date", type=day_argument, metavar="DAY", required=True, help="The day.")
@@ -236,6 +242,23 @@ class Command(BaseCommand):
                 f"{found['archive_only']:,} only in the file"
             )
         (self.stderr if code else self.stdout).write(text)
+
+    def _compact(self) -> int:
+        from parquet_analytics.django.runs import compact
+
+        since, until = self.options["since"], self.options["until"]
+        if since and until and since > until:
+            raise CommandError(f"--since ({since}) lies after --until ({until})", returncode=exit_codes.USAGE)
+        for month in compact(since, until):
+            if self.options["json"]:
+                self.stdout.write(json.dumps({"schema": SCHEMA, **month}))
+                continue
+            text = f"{month['month']}: {month['outcome']}"
+            if month["days"]:
+                text += f", {month['days']} days ({month['days_read']} read), {month['rows']:,} rows"
+                text += f", {size(month['bytes'])}"
+            self.stdout.write(text)
+        return exit_codes.DONE
 
     def _restore(self) -> int:
         from parquet_analytics.django.restore import restore_day

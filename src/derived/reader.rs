@@ -1,0 +1,929 @@
+//! Page views of many days, added up by what a report needs of them: from series files where the manifest says that these
+//! are what the days hold, and from the days' own files elsewhere. Manifest and indexes once seen, however old, do for a
+//! plan: the manifest is asked about in the same round trip as the data, and a file that a manifest names never changes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, Date32Array, Int64Array, Int64Builder, RecordBatch, UInt32Array,
+};
+use arrow::compute::{filter_record_batch, take_record_batch};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef, UInt16Type};
+use futures::future::{BoxFuture, FutureExt, join_all, try_join_all};
+
+use crate::archive::manifest::{self, Known, Object};
+use crate::base::error::{Error, Result};
+use crate::base::keys::{Day, Prefix};
+use crate::base::process::{PerProcess, lock};
+use crate::base::runtime::{self, Cancel};
+use crate::base::schema;
+use crate::engine::{Batches, Relation, Unit};
+use crate::scan::erased::{self, Ids};
+use crate::scan::plan::{self, Filter};
+use crate::scan::{Coverage, Options, Scan, Sparse, Stats};
+use crate::store::{Part, Precondition, Response, Store};
+
+use super::compact::{INDEX, SERIES, index_hint, month_of, read_index};
+use super::group;
+use super::index::Index;
+use super::series::{self, COUNTS, DAYS, Run, VIEWS};
+
+/// How often a plan that was overtaken is made anew, before the days' own files are read.
+const REPLANS: u32 = 4;
+/// Indexes that are asked for by a guess of their names, in the wave in which the manifest is read first.
+const GUESSES: usize = 40;
+/// Bytes of indexes that are kept in memory.
+const CAPACITY: usize = 256 << 20;
+
+/// Rows of some days, added up. Its batches have the columns asked for, `view_count` as int64; a row stands for one or more
+/// rows of page views that are alike in these columns.
+pub struct Reader {
+    store: Store,
+    prefix: Prefix,
+    filter: Filter,
+    options: Options,
+    cancel: Cancel,
+    /// In order.
+    days: Vec<Day>,
+    used: Mutex<Used>,
+    counters: Arc<Counters>,
+}
+
+/// What the last opening has read.
+#[derive(Default)]
+struct Used {
+    /// Of the days whose own files are read.
+    scan: Option<Arc<Scan>>,
+    /// The rows of the other days' files.
+    derived: Vec<(Day, Option<u64>)>,
+}
+
+#[derive(Default)]
+struct Counters {
+    manifest_requests: AtomicU64,
+    index_requests: AtomicU64,
+    erasure_requests: AtomicU64,
+    data_requests: AtomicU64,
+    waves: AtomicU64,
+    bytes: AtomicU64,
+    rows_decoded: AtomicU64,
+    rows: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, number: u64) {
+    counter.fetch_add(number, Ordering::Relaxed);
+}
+
+/// Which series files answer for which days.
+struct Plan {
+    /// The manifest and the list of erased projects were read for this question.
+    fresh: bool,
+    erased: Ids,
+    slots: Vec<Source>,
+    /// The days whose own files are read.
+    rest: Vec<Day>,
+}
+
+/// A series file, and the days that it answers for.
+struct Source {
+    object: Object,
+    index: Arc<Index>,
+    days: Vec<Day>,
+}
+
+impl Reader {
+    /// Does no I/O. `days` may come in any order; a day counts once.
+    pub fn new(
+        store: Store,
+        prefix: &Prefix,
+        days: impl IntoIterator<Item = Day>,
+        filter: Filter,
+        options: Options,
+        cancel: Cancel,
+    ) -> Self {
+        let days: BTreeSet<Day> = days.into_iter().collect();
+        Self {
+            store,
+            prefix: prefix.clone(),
+            filter: filter.sorted(),
+            options,
+            cancel,
+            days: days.into_iter().collect(),
+            used: Mutex::default(),
+            counters: Arc::default(),
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        let used = lock(&self.used);
+        let mut stats = used.scan.as_ref().map(|scan| scan.stats()).unwrap_or_default();
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        let present = used.derived.iter().filter(|(_, rows)| rows.is_some()).count() as u64;
+        stats.objects += used.derived.len() as u64;
+        stats.present += present;
+        stats.absent += used.derived.len() as u64 - present;
+        stats.days_derived = used.derived.len() as u64;
+        stats.manifest_requests = read(&counters.manifest_requests);
+        stats.index_requests = read(&counters.index_requests);
+        stats.erasure_requests += read(&counters.erasure_requests);
+        stats.data_requests += read(&counters.data_requests);
+        stats.requests += read(&counters.manifest_requests)
+            + read(&counters.index_requests)
+            + read(&counters.erasure_requests)
+            + read(&counters.data_requests);
+        stats.waves = read(&counters.waves).max(stats.waves);
+        stats.bytes += read(&counters.bytes);
+        stats.rows_decoded += read(&counters.rows_decoded);
+        stats.rows += read(&counters.rows);
+        stats
+    }
+
+    /// What is stored of the days, the newest first, once they were looked at.
+    pub fn coverage(&self) -> Result<Option<Coverage>> {
+        let (scan, mut days) = {
+            let used = lock(&self.used);
+            (used.scan.clone(), used.derived.clone())
+        };
+        match scan.map(|scan| scan.coverage()).transpose()?.flatten() {
+            Some(rest) => days.extend(rest),
+            None if days.is_empty() => return Ok(None),
+            None => {}
+        }
+        days.sort_unstable_by_key(|(day, _)| std::cmp::Reverse(*day));
+        Ok(Some(days))
+    }
+
+    /// The days' own files alone.
+    fn scan(&self, days: Vec<Day>, filter: Filter, options: Options) -> Arc<Scan> {
+        Arc::new(Scan::new(
+            self.store.clone(),
+            &self.prefix,
+            days,
+            filter,
+            options,
+            self.cancel.clone(),
+        ))
+    }
+
+    fn open_days(&self, projection: &[usize]) -> Result<Vec<Unit>> {
+        let scan = self.scan(self.days.clone(), self.filter.clone(), self.options.clone());
+        *lock(&self.used) = Used {
+            scan: Some(Arc::clone(&scan)),
+            derived: Vec::new(),
+        };
+        scan.open(projection)
+    }
+
+    /// Reads days of which nothing is derived, as far as is remembered; whether that is so still is asked beside it, now and
+    /// then.
+    fn open_underived(&self, asked: Instant, projection: &[usize]) -> Result<Vec<Unit>> {
+        if asked.elapsed() <= self.options.lookup_max_age {
+            return self.open_days(projection);
+        }
+        let (store, prefix) = (self.store.clone(), self.prefix.clone());
+        let again = spawn(async move { manifest::load(&store, &prefix).await.map(drop) })?;
+        let units = self.open_days(projection);
+        add(&self.counters.manifest_requests, 1);
+        // The days are right whatever it says.
+        if let Err(error) = runtime::block_on(&self.cancel, again) {
+            log::debug!("{error}");
+        }
+        units
+    }
+
+    /// Plans with what is remembered, and asks for what is not; `None` when nothing derived can be used.
+    async fn plan(&self) -> Result<Option<Plan>> {
+        let remembered = manifest::peek(&self.store, &self.prefix).map(|(_, known)| known);
+        let remembered = remembered.filter(|known| !known.manifest.slots.is_empty());
+        let erased = erased::peek(&self.store, &self.prefix);
+        let (known, erased, fresh) = match (remembered, erased) {
+            (Some(known), Some(erased)) => (known, erased, false),
+            (remembered, _) => {
+                add(&self.counters.waves, 1);
+                let guess = async {
+                    if remembered.is_none() {
+                        self.guess_indexes().await;
+                    }
+                };
+                let (known, erased, ()) = futures::join!(self.ask_manifest(), self.ask_erased(), guess);
+                // Whoever reads the days says better what is wrong.
+                let (Some(known), Ok(erased)) = (known, erased) else {
+                    return Ok(None);
+                };
+                (known, erased, true)
+            }
+        };
+        let mut by_slot: BTreeMap<&str, Vec<Day>> = BTreeMap::new();
+        let mut rest = Vec::new();
+        for day in &self.days {
+            match known.manifest.slot_of(*day) {
+                Some(name) => by_slot.entry(name).or_default().push(*day),
+                None => rest.push(*day),
+            }
+        }
+        let found = self.indexes(&known, by_slot.keys().copied()).await;
+        let mut slots = Vec::new();
+        for ((name, days), found) in by_slot.into_iter().zip(found) {
+            let usable = found.filter(|(object, index)| {
+                object.key == index.key && index.without.iter().all(|id| erased.binary_search(id).is_ok())
+            });
+            match usable {
+                Some((object, index)) => slots.push(Source { object, index, days }),
+                None => {
+                    log::debug!("{name}: its series file cannot be used");
+                    rest.extend(days);
+                }
+            }
+        }
+        Ok((!slots.is_empty()).then_some(Plan {
+            fresh,
+            erased,
+            slots,
+            rest,
+        }))
+    }
+
+    /// The series file of each slot with its index; `None` for one that cannot be had.
+    async fn indexes(&self, known: &Known, names: impl Iterator<Item = &str>) -> Vec<Option<(Object, Arc<Index>)>> {
+        let waited = AtomicU64::new(0);
+        let slots = names.map(|name| known.manifest.slots.get(name));
+        let found = slots.map(|slot| {
+            let waited = &waited;
+            async move {
+                let (series, object) = slot.and_then(|slot| slot.files.get(SERIES).zip(slot.files.get(INDEX)))?;
+                let name = self.prefix.derived_key(&series.key);
+                // Whichever index of the file: they differ in the versions of days alone.
+                if let Some(index) = remembered_index(&self.store, &name) {
+                    return Some((series.clone(), index));
+                }
+                waited.store(1, Ordering::Relaxed);
+                add(&self.counters.index_requests, 1);
+                match read_index(&self.store, &self.prefix, object).await {
+                    Ok(found) => {
+                        let (index, bytes) = found?;
+                        add(&self.counters.bytes, bytes);
+                        let index = Arc::new(index);
+                        remember_index(&self.store, name, &index);
+                        Some((series.clone(), index))
+                    }
+                    Err(error) => {
+                        instead(&error);
+                        None
+                    }
+                }
+            }
+        });
+        let found = join_all(found).await;
+        add(&self.counters.waves, waited.into_inner());
+        found
+    }
+
+    /// Asks for indexes by the names that they have if there are any, so that they come with the manifest. What fails here
+    /// is asked for again by its right name.
+    async fn guess_indexes(&self) {
+        let mut names: Vec<String> = self.days.iter().rev().map(|day| month_of(*day)).collect();
+        names.dedup();
+        names.truncate(GUESSES);
+        let asked = names.iter().map(|name| async move {
+            let key = self.prefix.derived_key(&index_hint(name));
+            add(&self.counters.index_requests, 1);
+            if let Ok(Response::Found(found)) = self.store.get(&key, Part::All, Precondition::None).await {
+                add(&self.counters.bytes, found.bytes.len() as u64);
+                if let Ok(index) = Index::parse(&key, &found.bytes) {
+                    let name = self.prefix.derived_key(&index.key);
+                    remember_index(&self.store, name, &Arc::new(index));
+                }
+            }
+        });
+        join_all(asked).await;
+    }
+
+    /// The manifest; one that cannot be read is as none: the days are what counts.
+    async fn ask_manifest(&self) -> Option<Known> {
+        add(&self.counters.manifest_requests, 1);
+        match manifest::load(&self.store, &self.prefix).await {
+            Ok(loaded) => {
+                add(&self.counters.bytes, loaded.bytes);
+                Some(loaded.known)
+            }
+            Err(error) => {
+                instead(&error);
+                None
+            }
+        }
+    }
+
+    async fn ask_erased(&self) -> Result<Ids> {
+        add(&self.counters.erasure_requests, 1);
+        Ok(erased::ids(&self.store, &self.prefix, Duration::ZERO).await?.0)
+    }
+
+    /// Begins to read by a plan.
+    fn begin(&self, plan: &Plan, wanted: &Wanted, projection: &[usize]) -> Result<Begun> {
+        let mut filter = self.filter.clone();
+        filter.hidden.extend(plan.erased.iter().copied());
+        let filter = Arc::new(filter.sorted());
+        let mut parts = Vec::new();
+        for source in &plan.slots {
+            parts.extend(self.parts(source, &filter, wanted)?);
+        }
+        let mut budget = self.options.ahead_bytes;
+        let ahead = parts.iter().take_while(|part| {
+            let fits = part.size <= budget;
+            budget = budget.saturating_sub(part.size);
+            fits
+        });
+        let fetched = ahead.map(|part| spawn(fetch(Arc::clone(part))));
+        let fetched: Vec<BoxFuture<'static, Result<Fetched>>> = fetched.collect::<Result<_>>()?;
+        let asked = {
+            let (store, prefix) = (self.store.clone(), self.prefix.clone());
+            let fresh = plan.fresh;
+            spawn(async move {
+                if fresh {
+                    return Ok(None);
+                }
+                let (manifest, erased) = futures::join!(
+                    manifest::load(&store, &prefix),
+                    erased::ids(&store, &prefix, Duration::ZERO)
+                );
+                Ok(Some((manifest?, erased?.0)))
+            })?
+        };
+        // While those are on their way: what is not derived.
+        let scan = (!plan.rest.is_empty()).then(|| {
+            let options = Options {
+                with_erased: true,
+                ..self.options.clone()
+            };
+            self.scan(plan.rest.clone(), Filter::clone(&filter), options)
+        });
+        let rest = scan.as_ref().map(|scan| scan.open(projection)).transpose();
+        add(&self.counters.waves, 1);
+        let (asked, fetched) = runtime::block_on(&self.cancel, async { Ok(futures::join!(asked, join_all(fetched))) })?;
+        if !plan.fresh {
+            add(&self.counters.manifest_requests, 1);
+            add(&self.counters.erasure_requests, 1);
+        }
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(error) => {
+                instead(&error);
+                return Ok(Begun::Unusable);
+            }
+        };
+        if let Some((loaded, erased)) = asked {
+            add(&self.counters.bytes, loaded.bytes);
+            let manifest = loaded.known.manifest;
+            let answers = |source: &Source| {
+                let name = |day: &Day| manifest.slot_of(*day);
+                let object = |name: &str| manifest.slots.get(name)?.files.get(SERIES);
+                source
+                    .days
+                    .iter()
+                    .all(|day| name(day).and_then(object) == Some(&source.object))
+            };
+            if erased != plan.erased || !plan.slots.iter().all(answers) {
+                return Ok(Begun::Overtaken);
+            }
+        }
+        for found in fetched {
+            match found {
+                Ok(Fetched::Whole) => {}
+                Ok(Fetched::Gone) => {
+                    // The manifest that is remembered names a file that is gone.
+                    manifest::forget(&self.store, &self.prefix);
+                    return Ok(Begun::Overtaken);
+                }
+                Err(error) => {
+                    instead(&error);
+                    return Ok(Begun::Unusable);
+                }
+            }
+        }
+        let derived = plan.slots.iter().flat_map(|source| {
+            let rows = |day: &Day| source.index.rows_of(*day);
+            source.days.iter().map(move |day| (*day, rows(day)))
+        });
+        *lock(&self.used) = Used {
+            scan,
+            derived: derived.collect(),
+        };
+        let mut units: Vec<Unit> = Vec::new();
+        for part in parts {
+            for number in 0..part.groups.len() {
+                let part = Arc::clone(&part);
+                units.push(Box::new(move || unit(&part, number)));
+            }
+        }
+        // Large ones last would leave a thread alone with them.
+        units.extend(rest?.unwrap_or_default());
+        Ok(Begun::Reading(units))
+    }
+
+    /// What is to be read of a series file.
+    fn parts(&self, source: &Source, filter: &Arc<Filter>, wanted: &Wanted) -> Result<Vec<Arc<Pieces>>> {
+        let index = &source.index;
+        let mut chosen: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
+        let mut by_id = false;
+        for (number, run) in index.runs().iter().enumerate() {
+            let Some(passes) = passing(filter, run) else { continue };
+            by_id |= passes == Passing::Some;
+            let Some(piece) = index.piece(number) else { continue };
+            for group in piece.groups {
+                let (Some(start), Some(described)) = (index.start(group), index.group(group)) else {
+                    continue;
+                };
+                let from = piece.rows.start.max(start) - start;
+                let to = piece.rows.end.min(start + described.rows) - start;
+                let ranges = chosen.entry(group).or_default();
+                match ranges.last_mut().filter(|last| last.end == from) {
+                    Some(last) => last.end = to,
+                    None => ranges.push(from..to),
+                }
+            }
+        }
+        let allowed = allowed(index, &source.days);
+        let columns = wanted.columns(allowed.is_some(), by_id, filter.versions.is_some())?;
+        let columns: Arc<[usize]> = columns.into();
+        let mut parts: Vec<Pieces> = Vec::new();
+        for (group, rows) in chosen {
+            let ranges = group::ranges(index, group, &columns);
+            let size: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+            let piece = (group, rows);
+            match parts
+                .last_mut()
+                .filter(|part| part.size + size <= self.options.request_bytes)
+            {
+                Some(part) => {
+                    part.size += size;
+                    part.ranges.extend(ranges);
+                    part.groups.push(piece);
+                }
+                None => parts.push(Pieces {
+                    store: self.store.clone(),
+                    key: self.prefix.derived_key(&source.object.key),
+                    etag: source.object.etag.clone(),
+                    index: Arc::clone(index),
+                    allowed: allowed.clone(),
+                    columns: Arc::clone(&columns),
+                    wanted: wanted.clone(),
+                    filter: Arc::clone(filter),
+                    by_id,
+                    options: self.options.clone(),
+                    cancel: self.cancel.clone(),
+                    counters: Arc::clone(&self.counters),
+                    groups: vec![piece],
+                    ranges,
+                    size,
+                    bytes: Mutex::default(),
+                }),
+            }
+        }
+        Ok(parts.into_iter().map(Arc::new).collect())
+    }
+}
+
+impl Relation for Reader {
+    fn schema(&self) -> SchemaRef {
+        schema::pageviews()
+    }
+
+    fn open(&self, projection: &[usize]) -> Result<Vec<Unit>> {
+        if self.days.is_empty() || !self.options.derived {
+            return self.open_days(projection);
+        }
+        if let Some((asked, known)) = manifest::peek(&self.store, &self.prefix)
+            && !self.days.iter().any(|day| known.manifest.slot_of(*day).is_some())
+        {
+            return self.open_underived(asked, projection);
+        }
+        let wanted = Wanted::new(projection)?;
+        for _ in 0..REPLANS {
+            let Some(plan) = runtime::block_on(&self.cancel, self.plan())? else {
+                break;
+            };
+            match self.begin(&plan, &wanted, projection)? {
+                Begun::Reading(units) => return Ok(units),
+                Begun::Overtaken => {}
+                Begun::Unusable => break,
+            }
+        }
+        self.open_days(projection)
+    }
+}
+
+/// What became of a plan.
+enum Begun {
+    Reading(Vec<Unit>),
+    /// Something has changed, so there may be a better one.
+    Overtaken,
+    /// What is derived cannot be read.
+    Unusable,
+}
+
+/// Questions do not fail because of what is derived.
+fn instead(error: &Error) {
+    if !matches!(error.inner(), Error::Interrupted) {
+        log::warn!("{error}; the days' own files are read instead");
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    future: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<BoxFuture<'static, Result<T>>> {
+    let task = tokio_util::task::AbortOnDropHandle::new(runtime::handle()?.spawn(future));
+    let joined = async move {
+        match task.await {
+            Ok(result) => result,
+            Err(error) if error.is_cancelled() => Err(Error::Interrupted),
+            Err(_) => Err(Error::internal("a task that reads has panicked")),
+        }
+    };
+    Ok(joined.boxed())
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Passing {
+    All,
+    /// Of several ids that the project's slug has had.
+    Some,
+}
+
+/// Whether rows of a run can pass.
+fn passing(filter: &Filter, run: &Run) -> Option<Passing> {
+    let slug = |slugs: &Vec<String>| slugs.binary_search(&run.project_slug).is_ok();
+    if !filter.projects.as_ref().is_none_or(slug) {
+        return None;
+    }
+    let status = |statuses: &Vec<i16>| statuses.binary_search(&run.status).is_ok();
+    if !filter.statuses.as_ref().is_none_or(status) {
+        return None;
+    }
+    match run.project_ids.iter().filter(|id| passes(filter, **id)).count() {
+        0 => None,
+        ids if ids == run.project_ids.len() => Some(Passing::All),
+        _ => Some(Passing::Some),
+    }
+}
+
+fn passes(filter: &Filter, id: i32) -> bool {
+    filter.project_id.is_none_or(|asked| asked == id)
+        && filter
+            .any_project
+            .as_ref()
+            .is_none_or(|ids| ids.binary_search(&id).is_ok())
+        && filter.hidden.binary_search(&id).is_err()
+}
+
+/// Which days of a file count; `None` when all do that have rows.
+fn allowed(index: &Index, days: &[Day]) -> Option<Arc<[bool]>> {
+    let asked: BTreeSet<i32> = days.iter().map(|day| day.to_date32()).collect();
+    let first = index.first.to_date32();
+    let counts: Vec<bool> = (first..)
+        .take(index.days.len())
+        .map(|day| asked.contains(&day))
+        .collect();
+    let all = counts
+        .iter()
+        .zip(&index.days)
+        .all(|(counts, file)| *counts || file.is_none());
+    (!all).then(|| counts.into())
+}
+
+/// The columns that a report needs.
+#[derive(Debug, Clone)]
+struct Wanted {
+    /// Texts, by name, in the order asked for; then the views.
+    texts: Vec<String>,
+    by_day: bool,
+    schema: SchemaRef,
+}
+
+impl Wanted {
+    fn new(projection: &[usize]) -> Result<Self> {
+        let all = schema::pageviews();
+        let names = projection
+            .iter()
+            .map(|column| all.fields().get(*column).map(|field| field.name().as_str()));
+        let mut names: Vec<&str> = names.flatten().collect();
+        if names.pop() != Some(schema::VIEW_COUNT) {
+            return Err(Error::internal("sums of page views have the views last"));
+        }
+        let by_day = names == [schema::DATE];
+        let mut fields: Vec<Field> = Vec::new();
+        if by_day {
+            fields.push(Field::new(schema::DATE, DataType::Date32, false));
+            names.clear();
+        }
+        for name in &names {
+            if ![schema::PATH, schema::VERSION_SLUG, schema::FULL_PATH].contains(name) {
+                return Err(Error::internal(format!("views are not summed by {name}")));
+            }
+            fields.push(Field::new(*name, DataType::Utf8, *name != schema::PATH));
+        }
+        fields.push(Field::new(schema::VIEW_COUNT, DataType::Int64, false));
+        Ok(Self {
+            texts: names.into_iter().map(str::to_owned).collect(),
+            by_day,
+            schema: Arc::new(Schema::new(fields)),
+        })
+    }
+
+    /// Indexes into [`series::columns`], in order.
+    fn columns(&self, some_days: bool, by_id: bool, by_version: bool) -> Result<Vec<usize>> {
+        let mut names: Vec<&str> = self.texts.iter().map(String::as_str).collect();
+        if self.by_day || some_days {
+            names.extend([DAYS, COUNTS]);
+        } else {
+            names.push(VIEWS);
+        }
+        names.extend(by_id.then_some(schema::PROJECT_ID));
+        names.extend(by_version.then_some(schema::VERSION_ID));
+        let all = series::columns();
+        let mut columns = names
+            .into_iter()
+            .map(|name| all.index_of(name).map_err(|error| Error::internal(error.to_string())))
+            .collect::<Result<Vec<_>>>()?;
+        columns.sort_unstable();
+        Ok(columns)
+    }
+}
+
+/// Row groups of a series file that are fetched together.
+struct Pieces {
+    store: Store,
+    key: String,
+    etag: String,
+    index: Arc<Index>,
+    allowed: Option<Arc<[bool]>>,
+    columns: Arc<[usize]>,
+    wanted: Wanted,
+    filter: Arc<Filter>,
+    /// Rows pass by their project's id.
+    by_id: bool,
+    options: Options,
+    cancel: Cancel,
+    counters: Arc<Counters>,
+    /// Row groups with those of their rows that can pass.
+    groups: Vec<(usize, Vec<Range<u64>>)>,
+    ranges: Vec<Range<u64>>,
+    size: u64,
+    bytes: Mutex<Option<Sparse>>,
+}
+
+enum Fetched {
+    Whole,
+    Gone,
+}
+
+/// Fetches what is not there yet.
+///
+/// # Errors
+/// [`Error::CorruptFile`] when the bytes are not those that were written.
+async fn fetch(part: Arc<Pieces>) -> Result<Fetched> {
+    if lock(&part.bytes).is_some() {
+        return Ok(Fetched::Whole);
+    }
+    let requests = plan::coalesce(part.ranges.clone(), part.options.gap, part.options.request_bytes);
+    let end = requests.iter().map(|range| range.end).max().unwrap_or_default();
+    let chunks = requests.into_iter().map(|range| {
+        let part = &part;
+        async move {
+            add(&part.counters.data_requests, 1);
+            let condition = Precondition::IfMatch(part.etag.clone());
+            match part.store.get(&part.key, Part::Range(range), condition).await? {
+                Response::Found(found) => {
+                    add(&part.counters.bytes, found.bytes.len() as u64);
+                    Ok::<_, Error>(Some((found.offset, found.bytes)))
+                }
+                Response::NotFound | Response::PreconditionFailed | Response::NotModified => Ok(None),
+            }
+        }
+    });
+    let Some(chunks) = try_join_all(chunks).await?.into_iter().collect::<Option<Vec<_>>>() else {
+        return Ok(Fetched::Gone);
+    };
+    let bytes = Sparse::new(end, chunks);
+    for (group, _) in &part.groups {
+        group::check(&part.index, *group, &part.columns, &bytes)?;
+    }
+    *lock(&part.bytes) = Some(bytes);
+    Ok(Fetched::Whole)
+}
+
+/// The sums of one row group.
+fn unit(part: &Arc<Pieces>, number: usize) -> Result<Batches> {
+    if let Fetched::Gone = runtime::block_on(&part.cancel, fetch(Arc::clone(part)))? {
+        return Err(Error::Store {
+            key: Some(part.key.clone()),
+            message: format!("{} was replaced while it was being read; ask again", part.key),
+            retryable: true,
+        });
+    }
+    let bytes = lock(&part.bytes).clone().unwrap_or_default();
+    let Some((group, rows)) = part.groups.get(number) else {
+        return Err(Error::internal("no such piece of a series file"));
+    };
+    let batches = group::decode(
+        &part.index,
+        *group,
+        &part.columns,
+        &bytes,
+        rows,
+        part.options.batch_rows,
+    )?;
+    let part = Arc::clone(part);
+    if part.wanted.by_day {
+        let mut sums: Vec<Option<i64>> = vec![None; part.index.days.len()];
+        for batch in batches {
+            part.cancel.check()?;
+            part.add_by_day(&part.passed(batch?)?, &mut sums)?;
+        }
+        let first = part.index.first.to_date32();
+        let (dates, counts): (Vec<i32>, Vec<i64>) = (first..)
+            .zip(sums)
+            .filter_map(|(date, count)| Some((date, count?)))
+            .unzip();
+        let columns: Vec<ArrayRef> = vec![Arc::new(Date32Array::from(dates)), Arc::new(Int64Array::from(counts))];
+        let batch = RecordBatch::try_new(Arc::clone(&part.wanted.schema), columns).map_err(internal);
+        return Ok(Box::new(std::iter::once(batch)));
+    }
+    Ok(Box::new(batches.map(move |batch| part.summed(&part.passed(batch?)?))))
+}
+
+fn internal(error: impl std::fmt::Display) -> Error {
+    Error::internal(error.to_string())
+}
+
+impl Pieces {
+    fn damaged(&self) -> Error {
+        Error::corrupt(self.index.key.as_str(), "its columns are not those of a series file")
+    }
+
+    /// The rows that pass the parts of the filter that are not known of a run.
+    fn passed(&self, batch: RecordBatch) -> Result<RecordBatch> {
+        add(&self.counters.rows_decoded, batch.num_rows() as u64);
+        let numbers = |name: &str| {
+            let column = batch.column_by_name(name);
+            let column = column.and_then(|column| column.as_primitive_opt::<Int32Type>());
+            column.ok_or_else(|| self.damaged())
+        };
+        let ids = self.by_id.then(|| numbers(schema::PROJECT_ID)).transpose()?;
+        let versions = match &self.filter.versions {
+            Some(asked) => Some((numbers(schema::VERSION_ID)?, asked)),
+            None => None,
+        };
+        let batch = if ids.is_none() && versions.is_none() {
+            batch
+        } else {
+            let passes: BooleanArray = (0..batch.num_rows())
+                .map(|row| {
+                    let id = ids.is_none_or(|ids| passes(&self.filter, ids.value(row)));
+                    let version = versions.is_none_or(|(versions, asked)| {
+                        let version = versions.is_valid(row).then(|| versions.value(row));
+                        asked.binary_search(&version).is_ok()
+                    });
+                    Some(id && version)
+                })
+                .collect();
+            filter_record_batch(&batch, &passes).map_err(internal)?
+        };
+        add(&self.counters.rows, batch.num_rows() as u64);
+        Ok(batch)
+    }
+
+    /// The lists of days and counts of a batch: where each row's begin, and all values.
+    fn lists<'a>(&self, batch: &'a RecordBatch) -> Result<(&'a [i32], &'a [u16], &'a [i64])> {
+        let list = |name: &str| batch.column_by_name(name)?.as_list_opt::<i32>();
+        let (Some(days), Some(counts)) = (list(DAYS), list(COUNTS)) else {
+            return Err(self.damaged());
+        };
+        let offsets = days.value_offsets();
+        let (Some(days), Some(numbers)) = (
+            days.values().as_primitive_opt::<UInt16Type>(),
+            counts.values().as_primitive_opt::<Int64Type>(),
+        ) else {
+            return Err(self.damaged());
+        };
+        if offsets != counts.value_offsets() {
+            return Err(self.damaged());
+        }
+        Ok((offsets, days.values(), numbers.values()))
+    }
+
+    fn counts(&self, day: u16) -> bool {
+        let allowed = |days: &Arc<[bool]>| days.get(usize::from(day)).copied().unwrap_or_default();
+        self.allowed.as_ref().is_none_or(allowed)
+    }
+
+    fn add_by_day(&self, batch: &RecordBatch, sums: &mut [Option<i64>]) -> Result<()> {
+        let (offsets, days, counts) = self.lists(batch)?;
+        let range =
+            offsets.first().copied().unwrap_or_default() as usize..offsets.last().copied().unwrap_or_default() as usize;
+        let (Some(days), Some(counts)) = (days.get(range.clone()), counts.get(range)) else {
+            return Err(self.damaged());
+        };
+        for (day, count) in days.iter().zip(counts) {
+            if self.counts(*day) {
+                let sum = sums.get_mut(usize::from(*day)).ok_or_else(|| self.damaged())?;
+                let total = sum.unwrap_or_default().checked_add(*count);
+                *sum = Some(total.ok_or_else(|| crate::engine::refused("a sum of views goes beyond 64 bits"))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The texts of each row with the views of the days that count; rows without any of these are left out.
+    fn summed(&self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let text = |name: &String| batch.column_by_name(name).cloned().ok_or_else(|| self.damaged());
+        let mut columns = self.wanted.texts.iter().map(text).collect::<Result<Vec<_>>>()?;
+        if self.allowed.is_none() {
+            columns.push(batch.column_by_name(VIEWS).cloned().ok_or_else(|| self.damaged())?);
+            return RecordBatch::try_new(Arc::clone(&self.wanted.schema), columns).map_err(|_| self.damaged());
+        }
+        let (offsets, days, counts) = self.lists(batch)?;
+        let mut sums = Int64Builder::with_capacity(batch.num_rows());
+        let mut rows = Vec::with_capacity(batch.num_rows());
+        for (row, two) in offsets.windows(2).enumerate() {
+            let range = two[0] as usize..two[1] as usize;
+            let (Some(days), Some(counts)) = (days.get(range.clone()), counts.get(range)) else {
+                return Err(self.damaged());
+            };
+            let mut sum: Option<i64> = None;
+            for (_, count) in days.iter().zip(counts).filter(|(day, _)| self.counts(**day)) {
+                let total = sum.unwrap_or_default().checked_add(*count);
+                sum = Some(total.ok_or_else(|| crate::engine::refused("a sum of views goes beyond 64 bits"))?);
+            }
+            if let Some(sum) = sum {
+                rows.push(row as u32);
+                sums.append_value(sum);
+            }
+        }
+        let sums: ArrayRef = Arc::new(sums.finish());
+        if rows.len() < batch.num_rows() {
+            let texts = Schema::new(self.wanted.schema.fields()[..columns.len()].to_vec());
+            let texts = RecordBatch::try_new(Arc::new(texts), columns).map_err(|_| self.damaged())?;
+            columns = take_record_batch(&texts, &UInt32Array::from(rows))
+                .map_err(internal)?
+                .columns()
+                .to_vec();
+        }
+        columns.push(sums);
+        RecordBatch::try_new(Arc::clone(&self.wanted.schema), columns).map_err(|_| self.damaged())
+    }
+}
+
+/// Indexes that were read, by store and key of their series file.
+#[derive(Default)]
+struct Indexes {
+    found: HashMap<(String, String), Entry>,
+    size: usize,
+    clock: u64,
+}
+
+struct Entry {
+    index: Arc<Index>,
+    used: u64,
+    size: usize,
+}
+
+static INDEXES: PerProcess<Mutex<Indexes>> = PerProcess::new();
+
+fn remembered_index(store: &Store, key: &str) -> Option<Arc<Index>> {
+    let mut indexes = INDEXES.lock();
+    indexes.clock += 1;
+    let clock = indexes.clock;
+    let entry = indexes.found.get_mut(&(store.id().to_owned(), key.to_owned()))?;
+    entry.used = clock;
+    Some(Arc::clone(&entry.index))
+}
+
+fn remember_index(store: &Store, key: String, index: &Arc<Index>) {
+    let mut indexes = INDEXES.lock();
+    indexes.clock += 1;
+    let entry = Entry {
+        index: Arc::clone(index),
+        used: indexes.clock,
+        size: index.memory_size() + key.len(),
+    };
+    indexes.size += entry.size;
+    if let Some(before) = indexes.found.insert((store.id().to_owned(), key), entry) {
+        indexes.size -= before.size;
+    }
+    while indexes.size > CAPACITY && indexes.found.len() > 1 {
+        let oldest = indexes
+            .found
+            .iter()
+            .min_by_key(|(_, entry)| entry.used)
+            .map(|(name, _)| name.clone());
+        let Some(entry) = oldest.and_then(|name| indexes.found.remove(&name)) else {
+            return;
+        };
+        indexes.size -= entry.size;
+    }
+}
