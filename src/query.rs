@@ -2,7 +2,7 @@
 //! [`crate::scan::plan`]; named reports are added up in [`crate::report`], SQL runs in [`crate::engine`].
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -12,10 +12,12 @@ use crate::base::error::{Error, Result};
 use crate::base::keys::{Day, Prefix};
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
+use crate::derived::answers;
 use crate::derived::reader::Reader;
 use crate::engine::{self, Answer, Batches, Limits, Params};
 use crate::report;
 pub use crate::report::Pages;
+use crate::scan::cache;
 use crate::scan::erased;
 use crate::scan::plan::Filter;
 use crate::scan::{Coverage, DayPlan, Options, Scan, Stats};
@@ -47,6 +49,9 @@ impl Span {
         Ok(Self { since, until })
     }
 }
+
+/// How long an answer is given again without asking whether it still holds.
+const ANSWER_AGE: Duration = Duration::from_secs(1);
 
 /// What a question reads: the files of some days, and rows that come from elsewhere.
 #[derive(Debug, Clone)]
@@ -203,7 +208,8 @@ impl Querier {
         pages: Pages,
         cancel: &Cancel,
     ) -> Result<Table> {
-        self.report(filter, &extent.into(), cancel, |relation, cancel| {
+        let what = format!("{pages:?} {limit_and_offset:?}");
+        self.report(&what, filter, &extent.into(), cancel, |relation, cancel| {
             report::top_pages(relation, pages, limit_and_offset, &self.limits, cancel)
         })
     }
@@ -219,7 +225,8 @@ impl Querier {
     ) -> Result<Table> {
         let extent = extent.into();
         let Span { since, until } = extent.span;
-        self.report(filter, &extent, cancel, |relation, cancel| {
+        let what = format!("days {fill}");
+        self.report(&what, filter, &extent, cancel, |relation, cancel| {
             report::daily_totals(relation, (since, until), fill, &self.limits, cancel)
         })
     }
@@ -320,14 +327,21 @@ impl Querier {
         ))
     }
 
-    /// A question that is answered without SQL.
+    /// A question that is answered without SQL; `what` tells it apart from others about the same rows.
     fn report(
         &self,
+        what: &str,
         filter: Filter,
         extent: &Extent,
         cancel: &Cancel,
         report: impl FnOnce(&dyn engine::Relation, &Cancel) -> Result<RecordBatch>,
     ) -> Result<Table> {
+        // What rows from elsewhere add up to is not remembered.
+        let question = extent.live.is_empty().then(|| {
+            let (store, prefix) = (self.store.id(), self.prefix.as_str());
+            let (Extent { span, archived, .. }, derived) = (extent, self.options.derived);
+            format!("{store} {prefix} {derived} {what} {span:?} {archived:?} {filter:?}")
+        });
         report::within(self.limits.timeout, cancel, |cancel| {
             let reader = Arc::new(Reader::new(
                 self.store.clone(),
@@ -337,13 +351,37 @@ impl Querier {
                 self.options.clone(),
                 cancel.clone(),
             ));
-            let batch = report(&*extent.with(reader.clone()), cancel)?;
-            Ok(Table {
+            let table = |batch: RecordBatch, coverage: Option<Coverage>| Table {
                 schema: batch.schema(),
                 batches: vec![batch],
-                coverage: reader.coverage()?,
+                coverage,
                 stats: reader.stats(),
-            })
+            };
+            let (asked, writes) = (Instant::now(), cache::writes());
+            if let Some(known) = question.as_deref().and_then(answers::find) {
+                let believed = self.options.max_age.min(ANSWER_AGE);
+                if known.confirmed.elapsed() < believed && known.writes == writes {
+                    reader.note_remembered(&known.basis);
+                    return Ok(table(known.batch, known.coverage));
+                }
+                if reader.holds(&known.basis)? {
+                    answers::confirm(&known, asked, writes);
+                    return Ok(table(known.batch, known.coverage));
+                }
+            }
+            let batch = report(&*extent.with(reader.clone()), cancel)?;
+            let coverage = reader.coverage()?;
+            if let Some(question) = question {
+                answers::keep(answers::Answer {
+                    question,
+                    batch: batch.clone(),
+                    coverage: coverage.clone(),
+                    basis: Arc::new(reader.basis()?),
+                    confirmed: asked,
+                    writes,
+                });
+            }
+            Ok(table(batch, coverage))
         })
     }
 

@@ -221,6 +221,11 @@ impl Scan {
         Ok(self.confirmed()?.iter().map(version).collect())
     }
 
+    /// The ids of projects whose rows do not pass.
+    pub fn hidden(&self) -> Vec<i32> {
+        self.context.filter().hidden.clone()
+    }
+
     pub fn stats(&self) -> Stats {
         let objects = lock(&self.objects).clone().unwrap_or_default();
         let versions: Vec<_> = objects.iter().map(|object| object.version()).collect();

@@ -57,10 +57,18 @@ def totals(querier: ParquetAnalyticsQuerier, slug: str = "docs", **days: Any) ->
 
 
 def test_what_is_remembered_takes_one_round_trip(querier: ParquetAnalyticsQuerier) -> None:
-    assert totals(querier) == {BEFORE: 10, DAY: 10}
+    assert totals(querier, "zoo") == {BEFORE: 10, DAY: 10}
     stats = querier.stats or {}
     # One for the list of erased projects, one for the manifest, and one for each day.
     assert (stats["waves"], stats["requests"], stats["footer_requests"], stats["data_requests"]) == (1, 4, 0, 2)
+
+
+def test_an_answer_that_was_given_is_given_again_when_nothing_has_changed(querier: ParquetAnalyticsQuerier) -> None:
+    assert totals(querier) == {BEFORE: 10, DAY: 10}
+    stats = querier.stats or {}
+    # Whether both days and the list of erased projects are what they were.
+    assert (stats["waves"], stats["requests"], stats["footer_requests"], stats["data_requests"]) == (1, 3, 2, 0)
+    assert (stats["bytes"], stats["answers_remembered"]) == (0, 1)
 
 
 def test_a_day_that_was_replaced_is_read_anew(querier: ParquetAnalyticsQuerier, place: Place) -> None:
@@ -144,5 +152,5 @@ def test_within_its_age_only_what_needs_no_data_is_believed(querier: ParquetAnal
     assert totals(believing, until=after) == {BEFORE: 10, DAY: 10}
     place.write(key_of(after), stored(place, rows(after, ["docs", "docs", "zoo"]), key_of(after)))
     place.write(KEY, stored(place, rows(DAY, ["api", "docs", "zoo"], count=11)))
-    assert totals(believing, until=after) == {BEFORE: 10, DAY: 11}
+    assert totals(believing, since=DAY, until=after) == {DAY: 11}
     assert totals(querier, until=after) == {BEFORE: 10, DAY: 11, after: 20}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import logging
 import os
@@ -200,6 +201,15 @@ def totals(querier: ParquetAnalyticsQuerier, slug: str) -> dict[datetime.date, i
     return dict(zip(table["date"].to_pylist(), table["count"].to_pylist(), strict=True))
 
 
+def derived(querier: ParquetAnalyticsQuerier, slug: str) -> int:
+    """The days that months' files answer for, by a question that was not asked before."""
+    querier.top_pages(slug, FIRST, LAST, status=None, limit=next(LIMITS))
+    return (querier.stats or {})["days_derived"]
+
+
+LIMITS = itertools.count(1)
+
+
 def stored_anew(place: Place, day: datetime.date, slug: str, count: int) -> None:
     """Another row for a project, by an exporter in another process that this one does not hear of."""
     code = """
@@ -237,18 +247,18 @@ print(exporter.export_daily_pageviews(day)["outcome"])
 
 def test_what_another_process_writes_is_seen_at_once_and_compacted_later(own: Place) -> None:
     slug = SAMPLE.projects()["slug"][2].as_py()
-    querier = own.querier()
+    querier = own.querier(max_age=0)
     before = totals(querier, slug)
-    assert (querier.stats or {})["days_derived"] == len(DAYS)
+    assert derived(querier, slug) == len(DAYS)
     day = datetime.date(2024, 2, 20)
     stored_anew(own, day, slug, 1_000)
     assert totals(querier, slug) == before | {day: before[day] + 1_000}
-    assert (querier.stats or {})["days_derived"] == len(DAYS) - 1
+    assert derived(querier, slug) == len(DAYS) - 1
     assert list(manifest(own)["changed"]) == [str(day)]
     done = {month["month"]: (month["outcome"], month["days_read"]) for month in own.exporter(None).compact()}
     assert done == {"2024-01": ("unchanged", 0), "2024-02": ("updated", 1), "2024-03": ("unchanged", 0)}
     assert totals(querier, slug) == before | {day: before[day] + 1_000}
-    assert (querier.stats or {})["days_derived"] == len(DAYS)
+    assert derived(querier, slug) == len(DAYS)
     assert manifest(own)["changed"] == {}
     # Only the months that are asked for.
     stored_anew(own, FIRST, slug, 1_001)
@@ -261,14 +271,14 @@ def test_what_another_process_writes_is_seen_at_once_and_compacted_later(own: Pl
 def test_an_erased_project_is_hidden_at_once_and_gone_from_the_files_later(own: Place) -> None:
     project = SAMPLE.projects().slice(4, 1).to_pylist()[0]
     slug, other = project["slug"], SAMPLE.projects()["slug"][5].as_py()
-    querier = own.querier()
+    querier = own.querier(max_age=0)
     before, of_other = totals(querier, slug), totals(querier, other)
     assert before
     exporter = own.exporter(None)
     exporter.erase_project(project["id"], slug)
     assert totals(querier, slug) == {}
     assert totals(querier, other) == of_other
-    assert (querier.stats or {})["days_derived"] == len(DAYS)
+    assert derived(querier, slug) == len(DAYS)
     assert {month["outcome"] for month in exporter.compact()} == {"updated"}
     series = [slot["series"]["key"] for slot in manifest(own)["slots"].values()]
     for key in series:
@@ -281,7 +291,7 @@ def test_an_erased_project_is_hidden_at_once_and_gone_from_the_files_later(own: 
     assert totals(querier, slug) == before
     assert {month["outcome"] for month in exporter.compact()} == {"created"}
     assert totals(querier, slug) == before
-    assert (querier.stats or {})["days_derived"] == len(DAYS)
+    assert derived(querier, slug) == len(DAYS)
 
 
 @pytest.mark.parametrize("kind", ["series", "index"])
@@ -300,14 +310,14 @@ def test_a_damaged_file_makes_no_answer_wrong_and_is_made_anew(
         own.s3.client().delete_object(Bucket=own.bucket, Key=f"{own.location}/{key}")
         if damage != "gone":
             own.write(key, body[: len(body) // 2] if damage == "cut" else bytes(len(body)))
-    querier = own.querier()
+    querier = own.querier(max_age=0)
     with caplog.at_level(logging.WARNING, "parquet_analytics"):
         assert totals(querier, slug) == right
-    assert (querier.stats or {})["days_derived"] < len(DAYS)
+    assert derived(querier, slug) < len(DAYS)
     outcomes = {month["month"]: month["outcome"] for month in own.exporter(None).compact()}
     assert outcomes == {"2024-01": "unchanged", "2024-02": "created", "2024-03": "unchanged"}
     assert totals(querier, slug) == right
-    assert (querier.stats or {})["days_derived"] == len(DAYS)
+    assert derived(querier, slug) == len(DAYS)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +336,7 @@ def test_a_manifest_that_is_none_is_begun_anew(own: Place, body: bytes, caplog: 
     own.write(MANIFEST, body)
     assert {month["outcome"] for month in own.exporter(None).compact()} == {"created"}
     assert totals(querier, slug) == right | {FIRST: right[FIRST] + 1_002}
-    assert (querier.stats or {})["days_derived"] == len(DAYS)
+    assert derived(querier, slug) == len(DAYS)
 
 
 def test_a_manifest_of_a_later_version_is_left_alone(own: Place) -> None:
@@ -379,3 +389,28 @@ def test_progress_is_told(own: Place) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         own.exporter(None).compact(progress=stop)
+
+
+def test_a_question_that_is_asked_again_takes_one_wave_without_data(own: Place, proxy: CountingProxy) -> None:
+    slug = SAMPLE.projects()["slug"][3].as_py()
+    querier = ParquetAnalyticsQuerier(
+        own.url, storage_options=own.options() | {"endpoint_url": proxy.endpoint_url}, max_age=0
+    )
+    before = totals(querier, slug)
+    received, asked = proxy.received, len(proxy.requests)
+    assert totals(querier, slug) == before
+    stats = querier.stats or {}
+    assert (stats["waves"], stats["requests"], stats["data_requests"], stats["answers_remembered"]) == (1, 2, 0, 1)
+    assert (stats["days_derived"], stats["bytes"]) == (len(DAYS), 0)
+    assert len(proxy.requests) - asked == 2
+    assert proxy.received - received < 2_000
+    # By one that believes what was so a moment ago, without any.
+    believing = ParquetAnalyticsQuerier(own.url, storage_options=own.options() | {"endpoint_url": proxy.endpoint_url})
+    for _ in range(3):
+        assert totals(believing, slug) == before
+    assert (believing.stats or {})["requests"] == (believing.stats or {})["waves"] == 0
+    # Unless this process has written something.
+    own.exporter(None).erase_project(SAMPLE.projects()["id"][3].as_py(), slug)
+    assert totals(believing, slug) == {}
+    own.exporter(None).unerase_projects([SAMPLE.projects()["id"][3].as_py()])
+    assert totals(believing, slug) == before

@@ -27,7 +27,7 @@ CHILD = """
 import json, sys
 from parquet_analytics import ParquetAnalyticsQuerier
 given = json.loads(sys.argv[1])
-querier = ParquetAnalyticsQuerier(given["url"], storage_options=given["options"])
+querier = ParquetAnalyticsQuerier(given["url"], storage_options=given["options"], **given.get("settings", {}))
 said = []
 for name, arguments in given["asks"]:
     answer = getattr(querier, name)(*arguments.pop("args", []), **arguments)
@@ -118,10 +118,12 @@ def huge(s3: S3, sample: SampleData) -> tuple[Place, int]:
     return place, result["bytes"]
 
 
-def cold(place: Place, proxy: CountingProxy, *asks: tuple[str, dict[str, Any]]) -> list[dict[str, int]]:
+def cold(
+    place: Place, proxy: CountingProxy, *asks: tuple[str, dict[str, Any]], **settings: Any
+) -> list[dict[str, int]]:
     """Asks in a process that remembers nothing."""
     options = place.options() | {"endpoint_url": proxy.endpoint_url}
-    given = json.dumps({"url": place.url, "options": options, "asks": asks})
+    given = json.dumps({"url": place.url, "options": options, "asks": asks, "settings": settings})
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", CHILD, given], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

@@ -238,6 +238,7 @@ class Querier:
         threads: int | None,
         max_age: float | None,
         months: bool = True,
+        cache: tuple[str, int] | None = None,
     ) -> Querier: ...
     @property
     def url(self) -> str: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +65,14 @@ class ParquetAnalyticsQuerier:
     ``timeout`` (seconds) bounds the time of a question, ``memory_limit`` (bytes) its memory, ``threads``
     its threads (by default one for each core, 4 at most). Data is read of the versions
     that are stored now. ``max_age`` (seconds, 2 by default) is how long the store is believed to be as it was without
-    asking, which takes no further round trip: days without a file, and those of which nothing has to be read.
+    asking, which takes no further round trip: days without a file, and those of which nothing has to be read. The
+    answer to a report that is asked again is given again when nothing has changed: after a second that is asked.
+
     ``months=False`` leaves out what :meth:`ParquetAnalyticsExporter.compact` has derived, and reads the days' own files
-    alone; answers are the same.
+    alone; answers are the same. In ``cache_dir``, a folder of this host that many processes may share and anybody may
+    empty, up to ``cache_bytes`` are kept of what plans are made from (footers, indexes, lists; no page views, but
+    slugs of projects), so that a new process asks like one that has asked before. It makes no difference to stores that
+    are on disk themselves.
 
     Everywhere ``since`` (default: 30 days ago) and ``until`` (default: today) are UTC days and included, and a
     project is named by slug, by ``project_id`` or by both. Slugs are those of the day when a file was written: they can
@@ -87,7 +93,10 @@ class ParquetAnalyticsQuerier:
         threads: int | None = None,
         max_age: float | None = None,
         months: bool = True,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_bytes: int = 512 * 1024 * 1024,
     ) -> None:
+        cache = None if cache_dir is None else (os.fspath(cache_dir), count(cache_bytes, "cache_bytes"))
         self._native = _native.Querier(
             open_store(storage, storage_options),
             settings_prefix(storage) if prefix is None else prefix,
@@ -96,6 +105,7 @@ class ParquetAnalyticsQuerier:
             threads=threads,
             max_age=max_age,
             months=months,
+            cache=cache,
         )
         self._stats: dict[str, int] | None = None
         self._coverage: Coverage | None = None
@@ -108,7 +118,8 @@ class ParquetAnalyticsQuerier:
         """What the last question took: ``objects`` (days asked about), ``present``, ``absent``, ``requests``
         (``footer_requests``, ``data_requests``, ``erasure_requests`` for the list of erased projects,
         ``manifest_requests`` and ``index_requests`` for what is derived), ``days_derived`` (days that were answered by
-        files of whole months), ``waves`` (round trips in a row), ``bytes`` received, ``row_groups``,
+        files of whole months), ``answers_remembered`` (1 when the report was asked before and nothing of what
+        it was made of has changed), ``waves`` (round trips in a row), ``bytes`` received, ``row_groups``,
         ``row_groups_read``, ``rows_decoded`` and ``rows``. ``None`` before the first question."""
         return self._stats
 

@@ -31,6 +31,10 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// After so long nobody is still about to write the day that he marked: a write is tried for minutes at most.
 pub const MARKS_HOLD: TimeDelta = TimeDelta::days(1);
 
+/// The kinds of files of a slot.
+pub const SERIES: &str = "series";
+pub const INDEX: &str = "index";
+
 const SLOTS: &str = "slots";
 const CHANGED: &str = "changed";
 const WRITERS: &str = "writers";
@@ -104,6 +108,11 @@ impl Manifest {
             .iter()
             .find(|(_, slot)| slot.has(day))
             .map(|(name, _)| name.as_str())
+    }
+
+    /// The series file that answers for a day.
+    pub fn series_of(&self, day: Day) -> Option<&Object> {
+        self.slots.get(self.slot_of(day)?)?.files.get(SERIES)
     }
 
     /// # Errors
@@ -250,8 +259,8 @@ pub struct Known {
     pub etag: Option<String>,
 }
 
-/// By store and prefix the manifest, and when it was asked for.
-type Remembered = HashMap<(String, Prefix), (Instant, Known)>;
+/// By store and prefix the manifest, and when this process asked for it.
+type Remembered = HashMap<(String, Prefix), (Option<Instant>, Known)>;
 
 static REMEMBERED: PerProcess<Mutex<Remembered>> = PerProcess::new();
 
@@ -259,12 +268,23 @@ fn name(store: &Store, prefix: &Prefix) -> (String, Prefix) {
     (store.id().to_owned(), prefix.clone())
 }
 
-/// What is remembered, and when the store said so last.
-pub fn peek(store: &Store, prefix: &Prefix) -> Option<(Instant, Known)> {
-    REMEMBERED.lock().get(&name(store, prefix)).cloned()
+/// What is remembered, here or on this host's disk, and when the store said so to this process.
+pub fn peek(store: &Store, prefix: &Prefix) -> Option<(Option<Instant>, Known)> {
+    let found = REMEMBERED.lock().get(&name(store, prefix)).cloned();
+    if found.is_some() {
+        return found;
+    }
+    let key = prefix.manifest_key();
+    let entry = store.recall(&key)?;
+    let known = Known {
+        manifest: Arc::new(Manifest::parse(&key, &entry.bytes).ok()?),
+        etag: Some(entry.etag),
+    };
+    remember(store, prefix, None, &known);
+    Some((None, known))
 }
 
-fn remember(store: &Store, prefix: &Prefix, asked: Instant, known: &Known) {
+fn remember(store: &Store, prefix: &Prefix, asked: Option<Instant>, known: &Known) {
     REMEMBERED.lock().insert(name(store, prefix), (asked, known.clone()));
 }
 
@@ -303,6 +323,7 @@ pub async fn load(store: &Store, prefix: &Prefix) -> Result<Loaded> {
                     return Err(error);
                 }
             };
+            store.remember(&key, &found.etag, found.size, &found.bytes);
             let etag = Some(found.etag);
             (Known { manifest, etag }, found.bytes.len() as u64)
         }
@@ -310,7 +331,7 @@ pub async fn load(store: &Store, prefix: &Prefix) -> Result<Loaded> {
         _ => (Known::default(), 0),
     };
     let unchanged = before.is_some_and(|before| before.etag == known.etag);
-    remember(store, prefix, asked, &known);
+    remember(store, prefix, Some(asked), &known);
     Ok(Loaded {
         known,
         unchanged,
@@ -397,7 +418,7 @@ pub async fn put(store: &Store, prefix: &Prefix, before: &Known, manifest: Manif
                 manifest: Arc::new(manifest),
                 etag: Some(etag),
             };
-            remember(store, prefix, asked, &known);
+            remember(store, prefix, Some(asked), &known);
             Ok(())
         }
         Err(error) => {

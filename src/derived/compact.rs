@@ -16,7 +16,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use parquet::file::metadata::KeyValue;
 
 use crate::archive::erase::stored_days;
-use crate::archive::manifest::{self, Known, MARKS_HOLD, Manifest, Object, Slot};
+use crate::archive::manifest::{self, INDEX, Known, MARKS_HOLD, Manifest, Object, SERIES, Slot};
 use crate::archive::merge::without;
 use crate::archive::publish::{LARGEST_FILE, ignored_conditions, publish};
 use crate::base::error::{Error, Result};
@@ -36,10 +36,6 @@ use super::group;
 use super::index::{DayFile, Index};
 use super::merge::{Input, Which, merge};
 use super::series::{self, SeriesWriter};
-
-/// The kinds of files of a slot.
-pub const SERIES: &str = "series";
-pub const INDEX: &str = "index";
 
 /// The folder of series files and their indexes, below the one of derived files.
 const FOLDER: &str = "series";
@@ -742,11 +738,11 @@ async fn others(store: &Store, prefix: &Prefix, days: Vec<(Day, Option<DayFile>)
 ///
 /// # Errors
 /// [`Error::CorruptFile`] when it is damaged.
-pub async fn read_index(store: &Store, prefix: &Prefix, object: &Object) -> Result<Option<(Index, u64)>> {
+pub async fn read_index(store: &Store, prefix: &Prefix, object: &Object) -> Result<Option<(Index, Bytes)>> {
     let key = prefix.derived_key(&object.key);
     let condition = Precondition::IfMatch(object.etag.clone());
     match store.get(&key, Part::All, condition).await? {
-        Response::Found(found) => Ok(Some((Index::parse(&key, &found.bytes)?, found.bytes.len() as u64))),
+        Response::Found(found) => Ok(Some((Index::parse(&key, &found.bytes)?, found.bytes))),
         Response::NotFound | Response::PreconditionFailed | Response::NotModified => Ok(None),
     }
 }

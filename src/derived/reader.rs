@@ -14,20 +14,22 @@ use arrow::array::{
 use arrow::compute::{filter_record_batch, take_record_batch};
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type, Schema, SchemaRef, UInt16Type};
 use futures::future::{BoxFuture, FutureExt, join_all, try_join_all};
+use futures::stream::{self, StreamExt, TryStreamExt};
 
-use crate::archive::manifest::{self, Known, Object};
+use crate::archive::manifest::{self, INDEX, Known, Object, SERIES};
 use crate::base::error::{Error, Result};
-use crate::base::keys::{Day, Prefix};
+use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::process::{PerProcess, lock};
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
 use crate::engine::{Batches, Relation, Unit};
+use crate::scan::cache::{self, Lookup};
 use crate::scan::erased::{self, Ids};
 use crate::scan::plan::{self, Filter};
-use crate::scan::{Coverage, Options, Scan, Sparse, Stats};
+use crate::scan::{Coverage, DayVersion, Options, Scan, Sparse, Stats};
 use crate::store::{Part, Precondition, Response, Store};
 
-use super::compact::{INDEX, SERIES, index_hint, month_of, read_index};
+use super::compact::{index_hint, month_of, read_index};
 use super::group;
 use super::index::Index;
 use super::series::{self, COUNTS, DAYS, Run, VIEWS};
@@ -53,13 +55,37 @@ pub struct Reader {
     counters: Arc<Counters>,
 }
 
+/// Of what an answer was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Basis {
+    /// Series files, with the days that they answer for.
+    derived: Vec<(Object, Vec<Day>)>,
+    /// The versions of the other days' files.
+    days: Vec<(Day, Option<String>)>,
+    /// Projects that were not shown, in order.
+    hidden: Vec<i32>,
+}
+
+impl Basis {
+    pub fn memory_size(&self) -> usize {
+        let derived = self
+            .derived
+            .iter()
+            .map(|(object, days)| object.key.len() + object.etag.len() + 8 * days.len() + 100);
+        derived.sum::<usize>() + self.days.len() * 100 + self.hidden.len() * 4
+    }
+}
+
 /// What the last opening has read.
 #[derive(Default)]
 struct Used {
     /// Of the days whose own files are read.
     scan: Option<Arc<Scan>>,
-    /// The rows of the other days' files.
+    /// The rows of the other days' files, and the series files that were read instead.
     derived: Vec<(Day, Option<u64>)>,
+    files: Vec<(Object, Vec<Day>)>,
+    /// The projects that were not shown, where the scan of days does not know them.
+    hidden: Option<Vec<i32>>,
 }
 
 #[derive(Default)]
@@ -68,7 +94,12 @@ struct Counters {
     index_requests: AtomicU64,
     erasure_requests: AtomicU64,
     data_requests: AtomicU64,
+    footer_requests: AtomicU64,
+    answers_remembered: AtomicU64,
+    days_derived: AtomicU64,
+    /// Round trips before data, and those for data of series files.
     waves: AtomicU64,
+    data_waves: AtomicU64,
     bytes: AtomicU64,
     rows_decoded: AtomicU64,
     rows: AtomicU64,
@@ -127,7 +158,9 @@ impl Reader {
         stats.objects += used.derived.len() as u64;
         stats.present += present;
         stats.absent += used.derived.len() as u64 - present;
-        stats.days_derived = used.derived.len() as u64;
+        stats.days_derived = used.derived.len() as u64 + read(&counters.days_derived);
+        stats.answers_remembered = read(&counters.answers_remembered);
+        stats.footer_requests += read(&counters.footer_requests);
         stats.manifest_requests = read(&counters.manifest_requests);
         stats.index_requests = read(&counters.index_requests);
         stats.erasure_requests += read(&counters.erasure_requests);
@@ -135,8 +168,10 @@ impl Reader {
         stats.requests += read(&counters.manifest_requests)
             + read(&counters.index_requests)
             + read(&counters.erasure_requests)
-            + read(&counters.data_requests);
-        stats.waves = read(&counters.waves).max(stats.waves);
+            + read(&counters.data_requests)
+            + read(&counters.footer_requests);
+        // Days and months are read at the same time.
+        stats.waves = read(&counters.waves) + stats.waves.max(read(&counters.data_waves));
         stats.bytes += read(&counters.bytes);
         stats.rows_decoded += read(&counters.rows_decoded);
         stats.rows += read(&counters.rows);
@@ -158,6 +193,85 @@ impl Reader {
         Ok(Some(days))
     }
 
+    /// Of what the answer was made, once it was.
+    pub fn basis(&self) -> Result<Basis> {
+        let (scan, derived, hidden) = {
+            let used = lock(&self.used);
+            (used.scan.clone(), used.files.clone(), used.hidden.clone())
+        };
+        let versions = scan
+            .as_ref()
+            .map(|scan| scan.versions())
+            .transpose()?
+            .unwrap_or_default();
+        let version = |(day, version): DayVersion| (day, version.map(|(etag, _)| etag));
+        let hidden = hidden.or(scan.map(|scan| scan.hidden()));
+        Ok(Basis {
+            derived,
+            days: versions.into_iter().map(version).collect(),
+            hidden: self.hidden(&hidden.unwrap_or_default()),
+        })
+    }
+
+    /// Projects that are not shown, when these are erased.
+    fn hidden(&self, erased: &[i32]) -> Vec<i32> {
+        let mut hidden: Vec<i32> = self.filter.hidden.iter().chain(erased).copied().collect();
+        hidden.sort_unstable();
+        hidden.dedup();
+        hidden
+    }
+
+    /// Asks the store, in one wave and without data, whether an answer that was made of this would be made of it again.
+    ///
+    /// # Errors
+    /// When it is stopped. What the store refuses is told by whoever reads anew.
+    pub fn holds(&self, basis: &Basis) -> Result<bool> {
+        add(&self.counters.waves, 1);
+        let manifest = async {
+            if basis.derived.is_empty() {
+                return None;
+            }
+            self.ask_manifest().await.map(|known| known.manifest)
+        };
+        let guess = cache::tail_guess(&self.store, basis.days.len());
+        let days = stream::iter(basis.days.clone())
+            .map(|(day, etag)| self.is_still(day, etag, guess))
+            .buffered(self.options.concurrency.max(1))
+            .try_fold(true, |all, same| async move { Ok(all && same) });
+        let asked = async { Ok(futures::join!(manifest, self.ask_erased(), days)) };
+        let (manifest, erased, days) = runtime::block_on(&self.cancel, asked)?;
+        let answers = |(object, days): &(Object, Vec<Day>)| {
+            let manifest = manifest.as_ref();
+            manifest.is_some_and(|manifest| days.iter().all(|day| manifest.series_of(*day) == Some(object)))
+        };
+        let holds = matches!(days, Ok(true))
+            && erased.is_ok_and(|erased| self.hidden(&erased) == basis.hidden)
+            && basis.derived.iter().all(answers);
+        if holds {
+            self.note_remembered(basis);
+        }
+        Ok(holds)
+    }
+
+    /// Counts an answer that is given again.
+    pub fn note_remembered(&self, basis: &Basis) {
+        add(&self.counters.answers_remembered, 1);
+        let derived = basis.derived.iter().map(|(_, days)| days.len()).sum::<usize>();
+        add(&self.counters.days_derived, derived as u64);
+    }
+
+    async fn is_still(&self, day: Day, etag: Option<String>, guess: u64) -> Result<bool> {
+        let key = self.prefix.key(&Scope::Day, day);
+        let loaded = cache::load(&self.store, &key, Duration::ZERO, guess).await?;
+        add(&self.counters.footer_requests, loaded.requests.into());
+        add(&self.counters.bytes, loaded.bytes);
+        Ok(match (&loaded.lookup, etag) {
+            (Lookup::Present(footer), Some(etag)) => footer.etag == etag,
+            (Lookup::Absent, None) => true,
+            _ => false,
+        })
+    }
+
     /// The days' own files alone.
     fn scan(&self, days: Vec<Day>, filter: Filter, options: Options) -> Arc<Scan> {
         Arc::new(Scan::new(
@@ -174,15 +288,15 @@ impl Reader {
         let scan = self.scan(self.days.clone(), self.filter.clone(), self.options.clone());
         *lock(&self.used) = Used {
             scan: Some(Arc::clone(&scan)),
-            derived: Vec::new(),
+            ..Used::default()
         };
         scan.open(projection)
     }
 
     /// Reads days of which nothing is derived, as far as is remembered; whether that is so still is asked beside it, now and
     /// then.
-    fn open_underived(&self, asked: Instant, projection: &[usize]) -> Result<Vec<Unit>> {
-        if asked.elapsed() <= self.options.lookup_max_age {
+    fn open_underived(&self, asked: Option<Instant>, projection: &[usize]) -> Result<Vec<Unit>> {
+        if asked.is_some_and(|asked| asked.elapsed() <= self.options.lookup_max_age) {
             return self.open_days(projection);
         }
         let (store, prefix) = (self.store.clone(), self.prefix.clone());
@@ -200,16 +314,16 @@ impl Reader {
     async fn plan(&self) -> Result<Option<Plan>> {
         let remembered = manifest::peek(&self.store, &self.prefix).map(|(_, known)| known);
         let remembered = remembered.filter(|known| !known.manifest.slots.is_empty());
-        let erased = erased::peek(&self.store, &self.prefix);
-        let (known, erased, fresh) = match (remembered, erased) {
-            (Some(known), Some(erased)) => (known, erased, false),
-            (remembered, _) => {
+        let (known, erased, fresh) = match remembered {
+            // Most archives have no list of erased projects; it is asked for with the data.
+            Some(known) => (
+                known,
+                erased::peek(&self.store, &self.prefix).unwrap_or_default(),
+                false,
+            ),
+            None => {
                 add(&self.counters.waves, 1);
-                let guess = async {
-                    if remembered.is_none() {
-                        self.guess_indexes().await;
-                    }
-                };
+                let guess = self.guess_indexes();
                 let (known, erased, ()) = futures::join!(self.ask_manifest(), self.ask_erased(), guess);
                 // Whoever reads the days says better what is wrong.
                 let (Some(known), Ok(erased)) = (known, erased) else {
@@ -266,8 +380,10 @@ impl Reader {
                 match read_index(&self.store, &self.prefix, object).await {
                     Ok(found) => {
                         let (index, bytes) = found?;
-                        add(&self.counters.bytes, bytes);
+                        add(&self.counters.bytes, bytes.len() as u64);
                         let index = Arc::new(index);
+                        self.store
+                            .remember(&on_disk(&name), &object.etag, bytes.len() as u64, &bytes);
                         remember_index(&self.store, name, &index);
                         Some((series.clone(), index))
                     }
@@ -296,6 +412,8 @@ impl Reader {
                 add(&self.counters.bytes, found.bytes.len() as u64);
                 if let Ok(index) = Index::parse(&key, &found.bytes) {
                     let name = self.prefix.derived_key(&index.key);
+                    self.store
+                        .remember(&on_disk(&name), &found.etag, found.size, &found.bytes);
                     remember_index(&self.store, name, &Arc::new(index));
                 }
             }
@@ -325,9 +443,10 @@ impl Reader {
 
     /// Begins to read by a plan.
     fn begin(&self, plan: &Plan, wanted: &Wanted, projection: &[usize]) -> Result<Begun> {
-        let mut filter = self.filter.clone();
-        filter.hidden.extend(plan.erased.iter().copied());
-        let filter = Arc::new(filter.sorted());
+        let filter = Arc::new(Filter {
+            hidden: self.hidden(&plan.erased),
+            ..self.filter.clone()
+        });
         let mut parts = Vec::new();
         for source in &plan.slots {
             parts.extend(self.parts(source, &filter, wanted)?);
@@ -363,7 +482,11 @@ impl Reader {
             self.scan(plan.rest.clone(), Filter::clone(&filter), options)
         });
         let rest = scan.as_ref().map(|scan| scan.open(projection)).transpose();
-        add(&self.counters.waves, 1);
+        // Of a plan that is overtaken the waves come before those of the next.
+        add(
+            &self.counters.waves,
+            self.counters.data_waves.swap(1, Ordering::Relaxed),
+        );
         let (asked, fetched) = runtime::block_on(&self.cancel, async { Ok(futures::join!(asked, join_all(fetched))) })?;
         if !plan.fresh {
             add(&self.counters.manifest_requests, 1);
@@ -380,12 +503,8 @@ impl Reader {
             add(&self.counters.bytes, loaded.bytes);
             let manifest = loaded.known.manifest;
             let answers = |source: &Source| {
-                let name = |day: &Day| manifest.slot_of(*day);
-                let object = |name: &str| manifest.slots.get(name)?.files.get(SERIES);
-                source
-                    .days
-                    .iter()
-                    .all(|day| name(day).and_then(object) == Some(&source.object))
+                let days = &mut source.days.iter();
+                days.all(|day| manifest.series_of(*day) == Some(&source.object))
             };
             if erased != plan.erased || !plan.slots.iter().all(answers) {
                 return Ok(Begun::Overtaken);
@@ -409,9 +528,15 @@ impl Reader {
             let rows = |day: &Day| source.index.rows_of(*day);
             source.days.iter().map(move |day| (*day, rows(day)))
         });
+        let files = plan
+            .slots
+            .iter()
+            .map(|source| (source.object.clone(), source.days.clone()));
         *lock(&self.used) = Used {
             scan,
             derived: derived.collect(),
+            files: files.collect(),
+            hidden: Some(filter.hidden.clone()),
         };
         let mut units: Vec<Unit> = Vec::new();
         for part in parts {
@@ -894,13 +1019,27 @@ struct Entry {
 
 static INDEXES: PerProcess<Mutex<Indexes>> = PerProcess::new();
 
-fn remembered_index(store: &Store, key: &str) -> Option<Arc<Index>> {
-    let mut indexes = INDEXES.lock();
-    indexes.clock += 1;
-    let clock = indexes.clock;
-    let entry = indexes.found.get_mut(&(store.id().to_owned(), key.to_owned()))?;
-    entry.used = clock;
-    Some(Arc::clone(&entry.index))
+/// The index of a series file, from memory or this host's disk.
+fn remembered_index(store: &Store, series: &str) -> Option<Arc<Index>> {
+    let name = (store.id().to_owned(), series.to_owned());
+    {
+        let mut indexes = INDEXES.lock();
+        indexes.clock += 1;
+        let clock = indexes.clock;
+        if let Some(entry) = indexes.found.get_mut(&name) {
+            entry.used = clock;
+            return Some(Arc::clone(&entry.index));
+        }
+    }
+    let entry = store.recall(&on_disk(series))?;
+    let index = Arc::new(Index::parse(series, &entry.bytes).ok()?);
+    remember_index(store, name.1, &index);
+    Some(index)
+}
+
+/// Under which name the index of a series file is on disk, whichever copy of it was read.
+fn on_disk(series: &str) -> String {
+    format!("{series}#index")
 }
 
 fn remember_index(store: &Store, key: String, index: &Arc<Index>) {

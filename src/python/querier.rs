@@ -1,6 +1,7 @@
 //! Questions, for `parquet_analytics.querier`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -52,7 +53,7 @@ type Asked = (String, String, Archived, Option<PyTable>, Vec<i32>);
 #[pymethods]
 impl PyQuerier {
     #[new]
-    #[pyo3(signature = (store, prefix, *, timeout, memory_limit, threads, max_age, months=true))]
+    #[pyo3(signature = (store, prefix, *, timeout, memory_limit, threads, max_age, months=true, cache=None))]
     #[allow(clippy::too_many_arguments)]
     fn new(
         store: &PyStore,
@@ -62,6 +63,7 @@ impl PyQuerier {
         threads: Option<usize>,
         max_age: Option<f64>,
         months: bool,
+        cache: Option<(PathBuf, u64)>,
     ) -> PyResult<Self> {
         if memory_limit < LEAST_MEMORY {
             let message = format!("memory_limit is {memory_limit} bytes; DuckDB needs at least {LEAST_MEMORY}");
@@ -85,7 +87,11 @@ impl PyQuerier {
             options.max_age = seconds("max_age", age).or_raise()?;
             options.lookup_max_age = options.max_age;
         }
-        let inner = Querier::new(store.inner.clone(), prefix.parse().or_raise()?, limits, options);
+        let store = match cache {
+            Some((folder, bytes)) => store.inner.remembered_in(&folder, bytes),
+            None => store.inner.clone(),
+        };
+        let inner = Querier::new(store, prefix.parse().or_raise()?, limits, options);
         Ok(Self { inner })
     }
 
@@ -342,6 +348,7 @@ fn stats(py: Python<'_>, stats: Stats) -> PyResult<Bound<'_, PyDict>> {
         ("manifest_requests", stats.manifest_requests),
         ("index_requests", stats.index_requests),
         ("days_derived", stats.days_derived),
+        ("answers_remembered", stats.answers_remembered),
         ("waves", stats.waves),
         ("bytes", stats.bytes),
         ("row_groups", stats.row_groups),

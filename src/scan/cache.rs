@@ -5,6 +5,7 @@
 //! What is inside a footer is the business of [`crate::file::footer`]; data pages are never kept.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -64,7 +65,8 @@ pub struct Loaded {
 
 struct Entry {
     known: Lookup,
-    learned: Instant,
+    /// `None` when this process has not asked the store for it.
+    learned: Option<Instant>,
     used: u64,
     size: usize,
 }
@@ -85,14 +87,14 @@ fn memory() -> MutexGuard<'static, Memory> {
 }
 
 impl Memory {
-    fn get(&mut self, store: &str, key: &str) -> Option<(Lookup, Instant)> {
+    fn get(&mut self, store: &str, key: &str) -> Option<(Lookup, Option<Instant>)> {
         self.clock += 1;
         let entry = self.stores.get_mut(store)?.get_mut(key)?;
         entry.used = self.clock;
         Some((entry.known.clone(), entry.learned))
     }
 
-    fn put(&mut self, store: &str, key: &str, known: Lookup, asked: Instant) {
+    fn put(&mut self, store: &str, key: &str, known: Lookup, asked: Option<Instant>) {
         let size = ENTRY
             + key.len()
             + if let Lookup::Present(footer) = &known {
@@ -159,14 +161,39 @@ impl Memory {
 
 /// Drops what is known about a key: for whoever writes it in this process.
 pub fn forget(store: &Store, key: &str) {
+    WRITES.fetch_add(1, Ordering::SeqCst);
     memory().forget(store.id(), key);
+}
+
+static WRITES: AtomicU64 = AtomicU64::new(0);
+
+/// Counts what this process writes to any store, and more: as long as it is the same, nothing was written here.
+pub fn writes() -> u64 {
+    WRITES.load(Ordering::SeqCst)
+}
+
+/// What is remembered in memory, or on this host's disk, and when the store said so to this process.
+fn remembered(store: &Store, key: &str) -> Option<(Lookup, Option<Instant>)> {
+    let found = memory().get(store.id(), key);
+    if found.is_some() {
+        return found;
+    }
+    let entry = store.recall(key)?;
+    let offset = entry.size.checked_sub(entry.bytes.len() as u64)?;
+    let parsed = Footer::parse(key, &entry.etag, entry.size, offset, &entry.bytes);
+    let Ok(Parsed::Footer(footer)) = parsed else {
+        return None;
+    };
+    let known = Lookup::Present(Arc::new(footer));
+    memory().put(store.id(), key, known.clone(), None);
+    Some((known, None))
 }
 
 /// What is remembered of a key, [`Provenance::Cached`] if it was learned at most `max_age` ago and else
 /// [`Provenance::Assumed`]; never asks the store.
 pub fn peek(store: &Store, key: &str, max_age: Duration) -> Option<(Lookup, Provenance)> {
-    let (known, learned) = memory().get(store.id(), key)?;
-    let believed = learned.elapsed() <= max_age;
+    let (known, learned) = remembered(store, key)?;
+    let believed = learned.is_some_and(|learned| learned.elapsed() <= max_age);
     Some((
         known,
         if believed {
@@ -185,7 +212,7 @@ pub fn confirm(store: &Store, key: &str, etag: &str, asked: Instant) {
         .get_mut(store.id())
         .and_then(|entries| entries.get_mut(key));
     if let Some(entry) = entry.filter(|entry| matches!(&entry.known, Lookup::Present(footer) if footer.etag == etag)) {
-        entry.learned = entry.learned.max(asked);
+        entry.learned = entry.learned.max(Some(asked));
     }
 }
 
@@ -201,7 +228,7 @@ pub fn tail_guess(store: &Store, wave: usize) -> u64 {
 /// Finds out what is stored under a key, asking for the last `guess` bytes of the object; believes what
 /// was learned at most `max_age` ago.
 pub async fn load(store: &Store, key: &str, max_age: Duration, guess: u64) -> Result<Loaded> {
-    let remembered = memory().get(store.id(), key);
+    let remembered = remembered(store, key);
     let mut loaded = Loaded {
         lookup: Lookup::Absent,
         provenance: Provenance::Cached,
@@ -215,7 +242,7 @@ pub async fn load(store: &Store, key: &str, max_age: Duration, guess: u64) -> Re
             condition = Precondition::IfNoneMatch(footer.etag.clone());
         }
         loaded.lookup = known;
-        if learned.elapsed() <= max_age {
+        if learned.is_some_and(|learned| learned.elapsed() <= max_age) {
             return Ok(loaded);
         }
     }
@@ -242,7 +269,12 @@ pub async fn load(store: &Store, key: &str, max_age: Duration, guess: u64) -> Re
                 }
             }
         }
-        memory().put(store.id(), key, loaded.lookup.clone(), asked);
+        if let (Lookup::Present(footer), Some((offset, bytes))) = (&loaded.lookup, &loaded.tail) {
+            // As much of the end as the footer takes.
+            let skip = footer.size.saturating_sub(footer.tail).saturating_sub(*offset) as usize;
+            store.remember(key, &footer.etag, footer.size, &bytes.slice(skip.min(bytes.len())..));
+        }
+        memory().put(store.id(), key, loaded.lookup.clone(), Some(asked));
         return Ok(loaded);
     }
     Err(changing(key))

@@ -32,8 +32,10 @@ pub struct Erased {
 }
 
 /// What is remembered of a store's object.
+#[derive(Clone)]
 struct Remembered {
-    asked: Instant,
+    /// When this process asked for it.
+    asked: Option<Instant>,
     etag: Option<String>,
     erased: Erased,
 }
@@ -44,12 +46,11 @@ static REMEMBERED: PerProcess<Mutex<HashMap<(String, Prefix), Remembered>>> = Pe
 pub async fn load(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(Erased, bool)> {
     let max_age = max_age.min(OLDEST);
     let name = (store.id().to_owned(), prefix.clone());
-    let known = {
-        let remembered = REMEMBERED.lock();
-        match remembered.get(&name) {
-            Some(found) if found.asked.elapsed() < max_age => return Ok((found.erased.clone(), false)),
-            found => found.and_then(|found| Some((found.etag.clone()?, found.erased.clone()))),
+    let known = match remembered(store, prefix) {
+        Some(found) if found.asked.is_some_and(|asked| asked.elapsed() < max_age) => {
+            return Ok((found.erased, false));
         }
+        found => found.and_then(|found| Some((found.etag?, found.erased))),
     };
     let asked = Instant::now();
     let version = known
@@ -59,17 +60,14 @@ pub async fn load(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(
     let (etag, erased) = match (store.get(&key, Part::All, version).await?, known) {
         (Response::NotModified, Some((etag, erased))) => (Some(etag), erased),
         (Response::Found(found), _) => {
-            let list = List::parse(&key, &found.bytes)?;
-            let erased = Erased {
-                ids: list.projects.keys().copied().collect(),
-                owners: list.owners.into(),
-            };
+            let erased = parse(&key, &found.bytes)?;
+            store.remember(&key, &found.etag, found.size, &found.bytes);
             (Some(found.etag), erased)
         }
         (Response::NotFound | Response::PreconditionFailed | Response::NotModified, _) => (None, Erased::default()),
     };
     let fresh = Remembered {
-        asked,
+        asked: Some(asked),
         etag,
         erased: erased.clone(),
     };
@@ -77,11 +75,34 @@ pub async fn load(store: &Store, prefix: &Prefix, max_age: Duration) -> Result<(
     Ok((erased, true))
 }
 
+fn parse(key: &str, bytes: &[u8]) -> Result<Erased> {
+    let list = List::parse(key, bytes)?;
+    Ok(Erased {
+        ids: list.projects.keys().copied().collect(),
+        owners: list.owners.into(),
+    })
+}
+
+/// What is remembered here, or on this host's disk.
+fn remembered(store: &Store, prefix: &Prefix) -> Option<Remembered> {
+    let name = (store.id().to_owned(), prefix.clone());
+    if let Some(found) = REMEMBERED.lock().get(&name) {
+        return Some(found.clone());
+    }
+    let key = prefix.erased_key();
+    let entry = store.recall(&key)?;
+    let found = Remembered {
+        asked: None,
+        erased: parse(&key, &entry.bytes).ok()?,
+        etag: Some(entry.etag),
+    };
+    REMEMBERED.lock().entry(name).or_insert_with(|| found.clone());
+    Some(found)
+}
+
 /// The ids that are remembered, however old they are.
 pub fn peek(store: &Store, prefix: &Prefix) -> Option<Ids> {
-    let remembered = REMEMBERED.lock();
-    let found = remembered.get(&(store.id().to_owned(), prefix.clone()))?;
-    Some(found.erased.ids.clone())
+    remembered(store, prefix).map(|found| found.erased.ids)
 }
 
 /// The ids of [`load`].

@@ -20,6 +20,8 @@ pub struct Stats {
     pub index_requests: u64,
     /// Days of which derived files were read, and not their own.
     pub days_derived: u64,
+    /// 1 when the answer is one that was given before, and still holds.
+    pub answers_remembered: u64,
     /// All kinds together; there are no others.
     pub requests: u64,
     /// Round trips that had to wait for one another.

@@ -3,6 +3,7 @@
 
 mod clients;
 mod credentials;
+mod disk;
 mod error;
 mod http;
 mod list;
@@ -17,6 +18,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -27,6 +29,8 @@ use sha2::{Digest, Sha256};
 use crate::base::error::{Error, Result};
 
 pub use credentials::{Credentials, Keys};
+use disk::Disk;
+pub use disk::Entry;
 pub use options::Environment;
 
 /// What kind of place a store is; deletion of database rows is refused for the first two.
@@ -48,6 +52,7 @@ pub struct Store {
     url: String,
     counters: Option<Arc<Counters>>,
     gate: Option<Arc<dyn Gate>>,
+    disk: Option<Arc<Disk>>,
 }
 
 /// Stands between a store and whoever uses it, for tests of what happens between any two requests: it may wait, and may
@@ -271,6 +276,7 @@ impl Store {
             url,
             counters: None,
             gate: None,
+            disk: None,
         })
     }
 
@@ -289,6 +295,39 @@ impl Store {
         Self {
             gate: Some(gate),
             ..self.clone()
+        }
+    }
+
+    /// The same store, of whose objects some are remembered in a folder of this host, up to so many bytes. Where objects are
+    /// no further away than that, it makes no difference.
+    #[must_use]
+    pub fn remembered_in(&self, folder: &Path, capacity: u64) -> Self {
+        let far = !matches!(self.kind(), Kind::Local | Kind::Memory);
+        Self {
+            disk: far.then(|| Arc::new(Disk::new(folder, capacity))),
+            ..self.clone()
+        }
+    }
+
+    /// What is remembered of an object on this host; it may be another by now.
+    pub fn recall(&self, key: &str) -> Option<Entry> {
+        self.disk.as_ref()?.read(&self.url_of(key))
+    }
+
+    /// Remembers a version of an object, or its end.
+    pub fn remember(&self, key: &str, etag: &str, size: u64, bytes: &Bytes) {
+        let Some(disk) = self.disk.clone() else { return };
+        let url = self.url_of(key);
+        let entry = Entry {
+            etag: etag.to_owned(),
+            size,
+            bytes: bytes.clone(),
+        };
+        let write = move || disk.write(&url, &entry);
+        match tokio::runtime::Handle::try_current() {
+            // Nobody waits for it.
+            Ok(runtime) => drop(runtime.spawn_blocking(write)),
+            Err(_) => write(),
         }
     }
 

@@ -264,11 +264,16 @@ impl Torture {
         };
         let querier = Querier::new(store.clone(), prefix.clone(), Limits::default(), options);
         let days = days();
-        let first = random.random_range(0..days.len());
-        let last = random.random_range(first..days.len());
-        let project = random
-            .random_bool(0.5)
-            .then(|| PROJECTS[random.random_range(0..PROJECTS.len())]);
+        // Some are asked again and again.
+        let often = random.random_bool(0.5);
+        let first = if often { 0 } else { random.random_range(0..days.len()) };
+        let last = if often {
+            days.len() - 1
+        } else {
+            random.random_range(first..days.len())
+        };
+        let some = !often && random.random_bool(0.5);
+        let project = some.then(|| PROJECTS[random.random_range(0..PROJECTS.len())]);
         let filter = Filter {
             projects: project.map(|project| vec![format!("p{project}")]),
             ..Filter::default()

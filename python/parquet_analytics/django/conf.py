@@ -7,6 +7,7 @@ an error of ``manage.py check`` before (``problems``).
 from __future__ import annotations
 
 import difflib
+import os
 import zoneinfo
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ def _text(value: Any) -> bool:
 
 def _optional_text(value: Any) -> bool:
     return value is None or _text(value)
+
+
+def _optional_path(value: Any) -> bool:
+    return _optional_text(value) or isinstance(value, os.PathLike)
 
 
 def _flag(value: Any) -> bool:
@@ -105,6 +110,7 @@ KEYS: Mapping[str, Key] = {
     "PER_PROJECT": Key(False, _flag, "True or False", "RTD_PARQUET_EXPORT_PER_PROJECT"),
     "PER_ORGANIZATION": Key(False, _flag, "True or False"),
     "COMPACT": Key(True, _flag, "True or False"),
+    "CACHE_DIR": Key(None, _optional_path, "a folder of this host, or None"),
     "ALLOW_LOCAL_DELETE": Key(False, _flag, "True or False"),
     "DELETE_CASCADES": Key(False, _flag, "True or False"),
     "DELETE_COLUMNS": Key((), _names, "a list of columns of the page views' table that no file holds"),

@@ -22,6 +22,7 @@ from django.db.models import Q
 from parquet_analytics._arguments import Date, span
 from parquet_analytics.coverage import Coverage, spans
 from parquet_analytics.django import days
+from parquet_analytics.django.conf import settings
 from parquet_analytics.django.erasure import hidden_projects
 from parquet_analytics.django.models import Run
 from parquet_analytics.django.querier.live import LiveRows
@@ -83,7 +84,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
     def __init__(
         self, *, timeout: float | None = 60.0, memory_limit: int = 1024**3, max_age: float | None = None
     ) -> None:
-        super().__init__(timeout=timeout, memory_limit=memory_limit, max_age=max_age)
+        super().__init__(timeout=timeout, memory_limit=memory_limit, max_age=max_age, cache_dir=settings.CACHE_DIR)
         # Asked of the native module, so that the schema stands in one place. Reads nothing.
         nothing = self._native.pageviews(("-", None), _NO_DAY, None, None)
         self._schema = pa.schema(nothing.schema())
