@@ -414,3 +414,23 @@ def test_a_question_that_is_asked_again_takes_one_wave_without_data(own: Place, 
     assert totals(believing, slug) == {}
     own.exporter(None).unerase_projects([SAMPLE.projects()["id"][3].as_py()])
     assert totals(believing, slug) == before
+
+
+def test_a_question_imports_no_pandas(archive: Place) -> None:
+    """Which takes ten times as long as the question."""
+    code = """
+import json, sys
+from parquet_analytics import ParquetAnalyticsQuerier
+given = json.loads(sys.argv[1])
+querier = ParquetAnalyticsQuerier(given["url"], storage_options=given["options"])
+querier.top_pages(*given["question"])
+querier.query_pageviews(*given["question"])
+print("pandas" in sys.modules)
+"""
+    question = [SAMPLE.projects()["slug"][1].as_py(), str(FIRST), str(LAST)]
+    given = {"url": archive.url, "options": archive.options(), "question": question}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(given)], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == "False\n", done.stderr

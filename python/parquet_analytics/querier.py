@@ -25,7 +25,7 @@ from parquet_analytics._arguments import (
 from parquet_analytics.coverage import METADATA, Coverage
 from parquet_analytics.exceptions import InvalidInput
 
-__all__ = ["ParquetAnalyticsQuerier", "Question", "with_coverage"]
+__all__ = ["ParquetAnalyticsQuerier", "Question", "table_of", "with_coverage"]
 
 Extent = tuple[str, str, list[str] | None, pa.Table | None, list[int]]
 """First and last day, the days whose files are read (``None``: all), rows that come from elsewhere, and the ids of
@@ -327,8 +327,13 @@ class ParquetAnalyticsQuerier:
     def _answer(self, question: Question, answer: Any) -> pa.Table:
         stream, self._stats, files = answer
         self._coverage = _coverage(question, files)
-        table = pa.table(stream)
+        table = table_of(stream)
         return table.replace_schema_metadata(with_coverage(table.schema, self._coverage).metadata)
+
+
+def table_of(stream: Any) -> pa.Table:
+    """``pa.table(stream)`` looks first whether it is a data frame, for which it imports pandas."""
+    return pa.RecordBatchReader.from_stream(stream).read_all()
 
 
 def _question(

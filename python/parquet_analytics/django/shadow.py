@@ -16,7 +16,7 @@ from django.db import connections
 
 from parquet_analytics.django import days
 from parquet_analytics.django.querier.page_views import Evaluate, Ledger, PageViewsQuerier, Split
-from parquet_analytics.querier import Question
+from parquet_analytics.querier import Question, table_of
 
 __all__ = ["ShadowQuerier", "shadow"]
 
@@ -125,7 +125,7 @@ class ShadowQuerier(PageViewsQuerier):
         stream, _, _ = self._native.sql(
             "FROM pageviews", [], extent, slugs, question.project_id, question.status, question.versions
         )
-        return pa.table(stream)
+        return table_of(stream)
 
 
 def _comparable(table: pa.Table, by: list[str]) -> set[tuple[Any, ...]]:

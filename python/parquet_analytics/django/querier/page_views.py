@@ -29,7 +29,7 @@ from parquet_analytics.django.querier.live import LiveRows
 from parquet_analytics.django.runs.ledger import runs
 from parquet_analytics.django.table.mapping import configured
 from parquet_analytics.exceptions import StoreError
-from parquet_analytics.querier import Extent, ParquetAnalyticsQuerier, Question, with_coverage
+from parquet_analytics.querier import Extent, ParquetAnalyticsQuerier, Question, table_of, with_coverage
 
 __all__ = ["Evaluate", "Ledger", "PageViewsQuerier", "Split"]
 
@@ -121,7 +121,7 @@ class PageViewsQuerier(ParquetAnalyticsQuerier):
                 # Read in here, where a store that is down, or a file that has gone, is made up for.
                 stream, told, seen = segment.read_all()
                 files += seen or []
-                tables.append(pa.table(stream).cast(schema))
+                tables.append(table_of(stream).cast(schema))
                 stats = told if stats is None else {name: stats[name] + told[name] for name in told}
             return (pa.concat_tables(tables), stats), files
 
