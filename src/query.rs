@@ -124,6 +124,20 @@ struct Both {
     live: Vec<RecordBatch>,
 }
 
+impl Both {
+    fn live_units(&self, projection: &[usize]) -> Result<Vec<engine::Unit>> {
+        let unit = |batch: &RecordBatch| -> Result<engine::Unit> {
+            let projected = batch
+                .project(projection)
+                .map_err(|error| Error::internal(error.to_string()))?;
+            Ok(Box::new(
+                move || Ok(Box::new(std::iter::once(Ok(projected))) as Batches),
+            ))
+        };
+        self.live.iter().map(unit).collect()
+    }
+}
+
 impl engine::Relation for Both {
     fn schema(&self) -> SchemaRef {
         self.files.schema()
@@ -131,15 +145,14 @@ impl engine::Relation for Both {
 
     fn open(&self, projection: &[usize]) -> Result<Vec<engine::Unit>> {
         let mut units = self.files.open(projection)?;
-        for batch in &self.live {
-            let projected = batch
-                .project(projection)
-                .map_err(|error| Error::internal(error.to_string()))?;
-            units.push(Box::new(
-                move || Ok(Box::new(std::iter::once(Ok(projected))) as Batches),
-            ));
-        }
+        units.extend(self.live_units(projection)?);
         Ok(units)
+    }
+
+    fn open_in_order(&self, projection: &[usize]) -> Result<engine::Opened> {
+        let mut opened = self.files.open_in_order(projection)?;
+        opened.rest.extend(self.live_units(projection)?);
+        Ok(opened)
     }
 }
 
@@ -334,7 +347,7 @@ impl Querier {
         filter: Filter,
         extent: &Extent,
         cancel: &Cancel,
-        report: impl FnOnce(&dyn engine::Relation, &Cancel) -> Result<RecordBatch>,
+        report: impl Fn(&dyn engine::Relation, &Cancel) -> Result<RecordBatch>,
     ) -> Result<Table> {
         // What rows from elsewhere add up to is not remembered.
         let question = extent.live.is_empty().then(|| {
@@ -369,7 +382,16 @@ impl Querier {
                     return Ok(table(known.batch, known.coverage));
                 }
             }
-            let batch = report(&*extent.with(reader.clone()), cancel)?;
+            let mut answered = report(&*extent.with(reader.clone()), cancel);
+            // What is derived makes no question fail.
+            if let Err(error) = &answered
+                && reader.is_of_derived(error)
+            {
+                log::warn!("{error}; the days' own files are read instead");
+                reader.read_days();
+                answered = report(&*extent.with(reader.clone()), cancel);
+            }
+            let batch = answered?;
             let coverage = reader.coverage()?;
             if let Some(question) = question {
                 answers::keep(answers::Answer {

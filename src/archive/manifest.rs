@@ -36,6 +36,8 @@ pub const SERIES: &str = "series";
 pub const INDEX: &str = "index";
 
 const SLOTS: &str = "slots";
+/// Another one in each version.
+const RUN: &str = "run";
 const CHANGED: &str = "changed";
 const WRITERS: &str = "writers";
 const STALE: &str = "stale";
@@ -411,6 +413,10 @@ pub async fn put(store: &Store, prefix: &Prefix, before: &Known, manifest: Manif
     let write = before.etag.clone().map_or(Write::Create, Write::Replace);
     let run_id = uuid::Uuid::new_v4().to_string();
     let asked = Instant::now();
+    // No two versions may have the same bytes: the ETag of many stores is their digest, and who has read the first would
+    // take the third for it.
+    let mut manifest = manifest;
+    manifest.rest.insert(RUN.to_owned(), json!(run_id));
     let written = publish(store, &key, Bytes::from(manifest.to_bytes()), write, &run_id, &[]).await;
     match written {
         Ok(etag) => {
@@ -494,12 +500,11 @@ pub async fn settle(store: &Store, prefix: &Prefix, mark: &Mark, wrote: Wrote) -
         let marked = change.writers.remove(&mark.writer).is_some();
         if let Wrote::Day(rows) = wrote {
             // None of those can write any more. What they wrote before, if they did, is part of what the day holds now.
-            let earlier = mark.earlier.iter();
-            let unsettled = earlier
-                .filter(|writer| change.writers.remove(*writer).is_some())
-                .count();
+            for writer in &mark.earlier {
+                change.writers.remove(writer);
+            }
             // Without the mark, as when somebody deleted the manifest, the slot may have been made meanwhile.
-            change.stale |= has_slot && (rows == Rows::Others || unsettled > 0 || !marked);
+            change.stale |= has_slot && (rows == Rows::Others || !mark.earlier.is_empty() || !marked);
         }
         if change.writers.is_empty() && !change.stale {
             manifest.changed.remove(&mark.day);
@@ -530,8 +535,8 @@ pub async fn publish_day(
     let written = publish(store, &key, bytes, write, run_id, facts).await;
     let wrote = match &written {
         Ok(_) => Wrote::Day(rows),
-        // It may be there, or come yet.
-        Err(Error::CommitStateUnknown { .. }) => return written,
+        // It may be there, or come yet: also a server that answers with an error may be at work on it.
+        Err(Error::CommitStateUnknown { .. } | Error::Store { .. }) => return written,
         Err(_) => Wrote::Nothing,
     };
     if let Err(error) = settle(store, prefix, &mark, wrote).await {

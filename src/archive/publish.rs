@@ -67,10 +67,13 @@ pub async fn publish(
         if !failed.doubtful && !lost_before && !matches!(failed.error, Error::Conflict { .. }) {
             return Err(failed.error);
         }
-        // Whoever stands in the way of this attempt stands in the way of those that are still on their way.
-        let settled = matches!(failed.error, Error::Conflict { .. }) || !(failed.lost || lost_before);
-        match is_ours(store, key, run_id).await {
-            Ok(Some(etag)) => {
+        let found = found(store, key, run_id).await;
+        // Whoever stands in the way of this attempt stands in the way of those that are still on their way; unless it was
+        // one of those that stood in its way, and nothing has changed yet.
+        let overtaken = || matches!(&found, Ok(Found::Other(etag)) if write.is_refused_by(etag.as_deref()));
+        let settled = !(failed.lost || lost_before) || (matches!(failed.error, Error::Conflict { .. }) && overtaken());
+        match found {
+            Ok(Found::Ours(etag)) => {
                 log::warn!(
                     "{}: the write was reported as failed, but it took effect",
                     store.url_of(key)
@@ -78,13 +81,13 @@ pub async fn publish(
                 return Ok(etag);
             }
             // The store has ended all attempts, and they had no effect.
-            Ok(None) if settled && (attempt == ATTEMPTS || !worth_another(&failed.error)) => {
+            Ok(Found::Other(_)) if settled && (attempt == ATTEMPTS || !worth_another(&failed.error)) => {
                 return Err(not_written(failed.error));
             }
-            Ok(None) if !settled && attempt == ATTEMPTS => {
+            Ok(Found::Other(_)) if !settled && attempt == ATTEMPTS => {
                 return Err(unknown(store, key, run_id, &failed, "the object is not there so far"));
             }
-            Ok(None) => {}
+            Ok(Found::Other(_)) => {}
             Err(again) => {
                 let why = format!("reading it back failed: {again}");
                 return Err(unknown(store, key, run_id, &failed, &why));
@@ -98,14 +101,21 @@ pub async fn publish(
     Err(Error::internal("a write was given up without a reason"))
 }
 
-/// The ETag, when the object is this run's.
-async fn is_ours(store: &Store, key: &str, run_id: &str) -> Result<Option<String>> {
-    match store.get(key, Part::Tail(1), Precondition::None).await? {
+/// What is there after a write, by its ETag.
+enum Found {
+    Ours(String),
+    /// `None` when there is nothing.
+    Other(Option<String>),
+}
+
+async fn found(store: &Store, key: &str, run_id: &str) -> Result<Found> {
+    Ok(match store.get(key, Part::Tail(1), Precondition::None).await? {
         Response::Found(found) if found.metadata.get(meta::RUN_ID).is_some_and(|run| run == run_id) => {
-            Ok(Some(found.etag))
+            Found::Ours(found.etag)
         }
-        _ => Ok(None),
-    }
+        Response::Found(found) => Found::Other(Some(found.etag)),
+        _ => Found::Other(None),
+    })
 }
 
 fn worth_another(error: &Error) -> bool {

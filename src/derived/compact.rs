@@ -140,7 +140,7 @@ pub fn compact(
         months.retain(|name, _| before.manifest.slots.contains_key(name));
     }
     let (ids, _) = block_on(cancel, erased::ids(store, prefix, Duration::ZERO))?;
-    let mut done = Vec::new();
+    let (mut done, mut failed) = (Vec::new(), None);
     progress.of.store(months.len() as u64, Ordering::Relaxed);
     for (number, (name, days)) in months.into_iter().enumerate() {
         progress.months.store(number as u64, Ordering::Relaxed);
@@ -159,48 +159,71 @@ pub fn compact(
             name,
         };
         let damaged = |error: &Error| error.key().is_some_and(|key| key.starts_with(&format!("{FOLDER}/")));
-        done.push(match month.bring_up_to_date(&days, false) {
+        let ended = match month.bring_up_to_date(&days, false) {
             Err(error @ Error::CorruptFile { .. }) if damaged(&error) => {
                 log::warn!("{error}; {} is made anew of its days", month.name);
-                month.bring_up_to_date(&days, true)?
+                month.bring_up_to_date(&days, true)
             }
-            ended => ended?,
-        });
+            ended => ended,
+        };
+        match ended {
+            Ok(compacted) => done.push(compacted),
+            Err(Error::Interrupted) => return Err(Error::Interrupted),
+            // One that cannot be done keeps no other from it.
+            Err(error) => {
+                log::warn!("{}: {error}", month.name);
+                failed.get_or_insert(error);
+            }
+        }
     }
     collect_garbage(store, prefix, cancel)?;
     // Whoever erased a project meanwhile may have looked before these files were there.
     if block_on(cancel, erased::ids(store, prefix, Duration::ZERO))?.0 != ids {
         return compact(store, options, since, until, progress, cancel);
     }
-    Ok(done)
+    failed.map_or(Ok(done), Err)
 }
 
-/// The months whose file holds rows of erased projects, with their ids; without any for one of which that cannot be told.
+/// The months whose file holds rows of erased projects, with their ids; without any what cannot be told of, as of a file that
+/// no manifest names, or names any more.
 ///
 /// # Errors
 /// Of the store.
 pub async fn months_with_erased(store: &Store, prefix: &Prefix) -> Result<BTreeMap<String, BTreeSet<i32>>> {
     let (erased, _) = erased::ids(store, prefix, Duration::ZERO).await?;
-    let mut months = BTreeMap::new();
+    let mut months: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
     if erased.is_empty() {
         return Ok(months);
     }
-    for (name, slot) in &manifest::current(store, prefix).await?.manifest.slots {
-        let index = match slot.files.get(INDEX) {
-            Some(object) => match read_index(store, prefix, object).await {
-                Err(Error::CorruptFile { .. }) => None,
-                found => found?,
-            },
-            None => None,
-        };
-        let Some((index, _)) = index else {
-            months.insert(name.clone(), BTreeSet::new());
-            continue;
-        };
-        let ids = index.runs().iter().flat_map(|run| &run.project_ids).copied();
-        let ids: BTreeSet<i32> = ids.filter(|id| erased.binary_search(id).is_ok()).collect();
-        if !ids.is_empty() {
-            months.insert(name.clone(), ids);
+    let manifest = manifest::current(store, prefix).await?.manifest;
+    let files = manifest.slots.values().flat_map(|slot| slot.files.values());
+    let mut named: BTreeSet<String> = files.map(|object| prefix.derived_key(&object.key)).collect();
+    for (name, slot) in &manifest.slots {
+        // The copy of an index tells what the index tells.
+        let hint = prefix.derived_key(&index_hint(name));
+        named.insert(hint.clone());
+        let index = slot.files.get(INDEX).map(|object| prefix.derived_key(&object.key));
+        for (key, has_to_be) in index.into_iter().map(|key| (key, true)).chain([(hint, false)]) {
+            let holds = match store.get(&key, Part::All, Precondition::None).await? {
+                Response::Found(found) => Index::parse(&key, &found.bytes).ok().map(|index| index.ids_of(&erased)),
+                _ if has_to_be => None,
+                _ => Some(BTreeSet::new()),
+            };
+            match holds {
+                Some(ids) if ids.is_empty() => {}
+                Some(ids) => months.entry(name.clone()).or_default().extend(ids),
+                None => _ = months.insert(name.clone(), BTreeSet::new()),
+            }
+        }
+    }
+    for key in store
+        .list(&prefix.derived_key(FOLDER), usize::MAX)
+        .await?
+        .unwrap_or_default()
+    {
+        let file = key.rsplit('/').next().unwrap_or(&key);
+        if !named.contains(&key) && (made_at(file).is_some() || file.ends_with(".index")) {
+            months.insert(file.to_owned(), BTreeSet::new());
         }
     }
     Ok(months)
@@ -412,8 +435,7 @@ impl Month<'_> {
     }
 
     fn holds_erased(&self, index: &Index) -> bool {
-        let mut ids = index.runs().iter().flat_map(|run| &run.project_ids);
-        ids.any(|id| self.erased.binary_search(id).is_ok())
+        !index.ids_of(self.erased).is_empty()
     }
 
     /// Which of the days have a file, and whether it has the rows that it had.
@@ -549,6 +571,14 @@ impl Month<'_> {
             let mut index = old.index.clone();
             index.days.clone_from(&made.files);
             self.commit(before, &made, old.slot.last, old.series.clone(), &index)?;
+        } else {
+            // Of two compactions the one that ended first may have written it last.
+            let hint = self.options.prefix.derived_key(&index_hint(&self.name));
+            let bytes = Bytes::from(old.index.to_bytes()?);
+            let there = block_on(self.cancel, self.store.get(&hint, Part::All, Precondition::None))?;
+            if !matches!(there, Response::Found(found) if found.bytes == bytes) {
+                self.put_hint(bytes);
+            }
         }
         Ok(self.compacted(Outcome::Unchanged, &made.files, 0, rows, old.series.bytes))
     }
@@ -569,17 +599,22 @@ impl Month<'_> {
             match block_on(self.cancel, manifest::put(store, prefix, &before, manifest)) {
                 Ok(()) => {
                     self.drop_superseded(&before.manifest, &slot);
-                    let hint = prefix.derived_key(&index_hint(&self.name));
-                    if let Err(error) = block_on(self.cancel, store.put(&hint, bytes, Write::Overwrite, &[])) {
-                        log::warn!(
-                            "{}: {error}; first questions of a process take one request longer",
-                            self.name
-                        );
-                    }
+                    self.put_hint(bytes);
                     return Ok(());
                 }
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
+            }
+            // Whoever erased a project meanwhile may not look at this month again.
+            if block_on(self.cancel, erased::ids(store, prefix, Duration::ZERO))?.0 != *self.erased {
+                return Err(Error::Store {
+                    key: Some(prefix.erased_key()),
+                    message: format!(
+                        "{}: a project was erased while it was compacted; do it again",
+                        self.name
+                    ),
+                    retryable: true,
+                });
             }
             // Somebody has marked or settled a day meanwhile. Marks that are there are left alone; what was settled before
             // this manifest was read shows in the day's version.
@@ -595,6 +630,17 @@ impl Month<'_> {
             ),
             retryable: true,
         })
+    }
+
+    /// Puts a copy of the index where it is found without a manifest.
+    fn put_hint(&self, bytes: Bytes) {
+        let hint = self.options.prefix.derived_key(&index_hint(&self.name));
+        if let Err(error) = block_on(self.cancel, self.store.put(&hint, bytes, Write::Overwrite, &[])) {
+            log::warn!(
+                "{}: {error}; first questions of a process take one request longer",
+                self.name
+            );
+        }
     }
 
     /// Deletes the files that the slot had before. Whoever is about to read them finds that out, and plans anew.
@@ -615,6 +661,10 @@ impl Month<'_> {
 
     /// None of its days has a file, or none of them is to be derived from.
     fn remove(&self) -> Result<Compacted> {
+        // What is remembered may be from before the slot was made.
+        manifest::forget(self.store, &self.options.prefix);
+        let hint = self.options.prefix.derived_key(&index_hint(&self.name));
+        block_on(self.cancel, self.store.delete(&hint))?;
         let removed = manifest::change(self.store, &self.options.prefix, |manifest| {
             let slot = manifest.slots.remove(&self.name)?;
             for day in Day::range(slot.first, slot.last) {
@@ -851,7 +901,11 @@ fn collect_garbage(store: &Store, prefix: &Prefix, cancel: &Cancel) -> Result<()
         let Some(below) = key.strip_prefix(&root) else { continue };
         let old = made_at(below).is_some_and(|made| Utc::now() - made > ORPHANS_STAY);
         if old && !named.contains(below) {
-            block_on(cancel, store.delete(&key))?;
+            match block_on(cancel, store.delete(&key)) {
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                Err(error) => log::warn!("{error}; it is left over from an earlier compaction"),
+                Ok(()) => {}
+            }
         }
     }
     Ok(())

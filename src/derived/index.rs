@@ -1,7 +1,7 @@
 //! The index of a derived file: which runs it has, and where its row groups lie. A hundredth of the file's own footer in
 //! size and time, so that a question never reads that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -111,6 +111,20 @@ impl Index {
 
     pub fn group(&self, number: usize) -> Option<&Group> {
         self.groups.get(number)
+    }
+
+    /// Those of these projects of which it has rows.
+    pub fn ids_of(&self, projects: &[i32]) -> BTreeSet<i32> {
+        let ids = self.runs.iter().flat_map(|run| &run.project_ids).copied();
+        ids.filter(|id| projects.binary_search(id).is_ok()).collect()
+    }
+
+    /// The runs of a project.
+    pub fn runs_of(&self, slug: &str) -> Range<usize> {
+        let before = |run: &Run| run.project_slug.as_str() < slug;
+        let first = self.runs.partition_point(before);
+        let count = self.runs[first..].partition_point(|run| run.project_slug == slug);
+        first..first + count
     }
 
     /// Where the rows of a run are.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::process::{PerProcess, lock};
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
-use crate::engine::{Batches, Relation, Unit};
+use crate::engine::{Batches, Opened, Relation, Unit};
 use crate::scan::cache::{self, Lookup};
 use crate::scan::erased::{self, Ids};
 use crate::scan::plan::{self, Filter};
@@ -52,6 +52,8 @@ pub struct Reader {
     /// In order.
     days: Vec<Day>,
     used: Mutex<Used>,
+    /// Nothing derived is read any more.
+    days_alone: AtomicBool,
     counters: Arc<Counters>,
 }
 
@@ -145,6 +147,7 @@ impl Reader {
             cancel,
             days: days.into_iter().collect(),
             used: Mutex::default(),
+            days_alone: AtomicBool::new(false),
             counters: Arc::default(),
         }
     }
@@ -272,6 +275,19 @@ impl Reader {
         })
     }
 
+    /// Whether an error is one of derived files.
+    pub fn is_of_derived(&self, error: &Error) -> bool {
+        let folder = self.prefix.derived_key("");
+        let key = error.inner().key().unwrap_or_default();
+        let files = lock(&self.used).files.clone();
+        key.starts_with(&folder) || files.iter().any(|(object, _)| object.key == key)
+    }
+
+    /// From now on the days' own files are read.
+    pub fn read_days(&self) {
+        self.days_alone.store(true, Ordering::Relaxed);
+    }
+
     /// The days' own files alone.
     fn scan(&self, days: Vec<Day>, filter: Filter, options: Options) -> Arc<Scan> {
         Arc::new(Scan::new(
@@ -341,6 +357,14 @@ impl Reader {
             }
         }
         let found = self.indexes(&known, by_slot.keys().copied()).await;
+        if !fresh && found.iter().any(Option::is_none) {
+            // What is remembered may name files that others have replaced since.
+            add(&self.counters.waves, 1);
+            let now = self.ask_manifest().await;
+            if now.is_some_and(|now| now.etag != known.etag) {
+                return Box::pin(self.plan()).await;
+            }
+        }
         let mut slots = Vec::new();
         for ((name, days), found) in by_slot.into_iter().zip(found) {
             let usable = found.filter(|(object, index)| {
@@ -448,8 +472,16 @@ impl Reader {
             ..self.filter.clone()
         });
         let mut parts = Vec::new();
+        let mut opened = Opened::default();
         for source in &plan.slots {
-            parts.extend(self.parts(source, &filter, wanted)?);
+            let (of_source, in_order) = self.parts(source, &filter, wanted)?;
+            let units = of_source.iter().flat_map(units_of);
+            if in_order {
+                opened.ordered.push(units.collect());
+            } else {
+                opened.rest.extend(units);
+            }
+            parts.extend(of_source);
         }
         let mut budget = self.options.ahead_bytes;
         let ahead = parts.iter().take_while(|part| {
@@ -513,8 +545,9 @@ impl Reader {
         for found in fetched {
             match found {
                 Ok(Fetched::Whole) => {}
+                // The manifest names it still.
+                Ok(Fetched::Gone) if !plan.fresh => return Ok(Begun::Unusable),
                 Ok(Fetched::Gone) => {
-                    // The manifest that is remembered names a file that is gone.
                     manifest::forget(&self.store, &self.prefix);
                     return Ok(Begun::Overtaken);
                 }
@@ -538,26 +571,24 @@ impl Reader {
             files: files.collect(),
             hidden: Some(filter.hidden.clone()),
         };
-        let mut units: Vec<Unit> = Vec::new();
-        for part in parts {
-            for number in 0..part.groups.len() {
-                let part = Arc::clone(&part);
-                units.push(Box::new(move || unit(&part, number)));
-            }
-        }
-        // Large ones last would leave a thread alone with them.
-        units.extend(rest?.unwrap_or_default());
-        Ok(Begun::Reading(units))
+        opened.rest.extend(rest?.unwrap_or_default());
+        Ok(Begun::Reading(opened))
     }
 
-    /// What is to be read of a series file.
-    fn parts(&self, source: &Source, filter: &Arc<Filter>, wanted: &Wanted) -> Result<Vec<Arc<Pieces>>> {
+    /// What is to be read of a series file, and whether its rows are in order: those of one run are.
+    fn parts(&self, source: &Source, filter: &Arc<Filter>, wanted: &Wanted) -> Result<(Vec<Arc<Pieces>>, bool)> {
         let index = &source.index;
         let mut chosen: BTreeMap<usize, Vec<Range<u64>>> = BTreeMap::new();
-        let mut by_id = false;
-        for (number, run) in index.runs().iter().enumerate() {
+        let (mut by_id, mut count) = (false, 0);
+        let numbers: Vec<usize> = match &filter.projects {
+            Some(slugs) => slugs.iter().flat_map(|slug| index.runs_of(slug)).collect(),
+            None => (0..index.runs().len()).collect(),
+        };
+        for number in numbers {
+            let Some(run) = index.runs().get(number) else { continue };
             let Some(passes) = passing(filter, run) else { continue };
             by_id |= passes == Passing::Some;
+            count += 1;
             let Some(piece) = index.piece(number) else { continue };
             for group in piece.groups {
                 let (Some(start), Some(described)) = (index.start(group), index.group(group)) else {
@@ -609,8 +640,44 @@ impl Reader {
                 }),
             }
         }
-        Ok(parts.into_iter().map(Arc::new).collect())
+        Ok((parts.into_iter().map(Arc::new).collect(), count <= 1))
     }
+
+    /// Begins to read; of months as they are planned, or of days alone.
+    fn begin_any(&self, projection: &[usize]) -> Result<Opened> {
+        let of_days = |rest: Vec<Unit>| Opened {
+            ordered: Vec::new(),
+            rest,
+        };
+        if self.days.is_empty() || !self.options.derived || self.days_alone.load(Ordering::Relaxed) {
+            return self.open_days(projection).map(of_days);
+        }
+        if let Some((asked, known)) = manifest::peek(&self.store, &self.prefix)
+            && !self.days.iter().any(|day| known.manifest.slot_of(*day).is_some())
+        {
+            return self.open_underived(asked, projection).map(of_days);
+        }
+        let wanted = Wanted::new(projection)?;
+        for _ in 0..REPLANS {
+            let Some(plan) = runtime::block_on(&self.cancel, self.plan())? else {
+                break;
+            };
+            match self.begin(&plan, &wanted, projection)? {
+                Begun::Reading(opened) => return Ok(opened),
+                Begun::Overtaken => {}
+                Begun::Unusable => break,
+            }
+        }
+        self.open_days(projection).map(of_days)
+    }
+}
+
+fn units_of(part: &Arc<Pieces>) -> Vec<Unit> {
+    let unit_of = |number: usize| -> Unit {
+        let part = Arc::clone(part);
+        Box::new(move || unit(&part, number))
+    };
+    (0..part.groups.len()).map(unit_of).collect()
 }
 
 impl Relation for Reader {
@@ -619,32 +686,28 @@ impl Relation for Reader {
     }
 
     fn open(&self, projection: &[usize]) -> Result<Vec<Unit>> {
-        if self.days.is_empty() || !self.options.derived {
-            return self.open_days(projection);
+        let Opened { ordered, rest } = self.begin_any(projection)?;
+        Ok(ordered.into_iter().flatten().chain(rest).collect())
+    }
+
+    fn open_in_order(&self, projection: &[usize]) -> Result<Opened> {
+        let mut opened = self.begin_any(projection)?;
+        // Full paths are not what series files are in order of.
+        let names = projection
+            .iter()
+            .filter_map(|column| schema::pageviews().fields().get(*column).cloned());
+        if names.map(|field| field.name().clone()).next().as_deref() != Some(schema::PATH) {
+            opened
+                .rest
+                .extend(std::mem::take(&mut opened.ordered).into_iter().flatten());
         }
-        if let Some((asked, known)) = manifest::peek(&self.store, &self.prefix)
-            && !self.days.iter().any(|day| known.manifest.slot_of(*day).is_some())
-        {
-            return self.open_underived(asked, projection);
-        }
-        let wanted = Wanted::new(projection)?;
-        for _ in 0..REPLANS {
-            let Some(plan) = runtime::block_on(&self.cancel, self.plan())? else {
-                break;
-            };
-            match self.begin(&plan, &wanted, projection)? {
-                Begun::Reading(units) => return Ok(units),
-                Begun::Overtaken => {}
-                Begun::Unusable => break,
-            }
-        }
-        self.open_days(projection)
+        Ok(opened)
     }
 }
 
 /// What became of a plan.
 enum Begun {
-    Reading(Vec<Unit>),
+    Reading(Opened),
     /// Something has changed, so there may be a better one.
     Overtaken,
     /// What is derived cannot be read.

@@ -119,7 +119,8 @@ fn properties(about: Vec<KeyValue>) -> Result<WriterProperties> {
         .set_writer_version(WriterVersion::PARQUET_1_0)
         .set_created_by(format!("parquet-analytics {}", env!("CARGO_PKG_VERSION")))
         .set_compression(Compression::ZSTD(zstd))
-        .set_max_row_group_row_count(Some(LARGEST_GROUP_ROWS))
+        // Row groups end where the writer says so.
+        .set_max_row_group_row_count(None)
         .set_key_value_metadata(Some(about))
         .set_dictionary_enabled(false)
         // The index says where a project is.
@@ -189,7 +190,8 @@ impl Pending {
         self.version_id.append_option(key.version_id);
         self.full_path.append_option(key.full_path);
         self.rows += 1;
-        self.text += key.path.len() + key.full_path.map_or(0, str::len) + key.project_slug.len();
+        let optional = [key.full_path, key.version_slug].into_iter().flatten();
+        self.text += key.path.len() + key.project_slug.len() + optional.map(str::len).sum::<usize>();
     }
 
     fn take(&mut self, run: &Run) -> Result<RecordBatch> {
@@ -280,7 +282,8 @@ impl<W: Write + Send> SeriesWriter<W> {
     }
 
     fn end_run(&mut self) -> Result<()> {
-        if !self.large && self.open + self.pending.rows > GROUP_ROWS {
+        let full = self.open + self.pending.rows > GROUP_ROWS || self.open_text + self.pending.text > GROUP_TEXT;
+        if !self.large && full {
             self.cut()?;
         }
         self.write()?;

@@ -39,6 +39,23 @@ pub trait Relation: Send + Sync {
     /// order in which every batch has to hold them; may be empty when only rows are counted). The units
     /// are independent of one another and may be read by several threads at once, in any order.
     fn open(&self, projection: &[usize]) -> Result<Vec<Unit>>;
+
+    /// [`Self::open`], for whoever can make use of rows that are in order of the columns asked for, but for the last.
+    fn open_in_order(&self, projection: &[usize]) -> Result<Opened> {
+        Ok(Opened {
+            ordered: Vec::new(),
+            rest: self.open(projection)?,
+        })
+    }
+}
+
+/// What was begun to be read.
+#[derive(Default)]
+pub struct Opened {
+    /// Units whose rows are in order (by bytes, nulls first), also from one to the next.
+    pub ordered: Vec<Vec<Unit>>,
+    /// Those that are in no order.
+    pub rest: Vec<Unit>,
 }
 
 /// A piece of work that yields batches: typically one row group.

@@ -4,12 +4,13 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use rustix::fs::OFlags;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -21,7 +22,9 @@ const LARGEST: u64 = 64 << 20;
 const WRITES: u32 = 64;
 /// An entry that was not used for so long is marked as used.
 const TOUCH: Duration = Duration::from_secs(3600);
-const SUFFIX: &str = "entry";
+const SUFFIX: &str = "parquet-analytics";
+/// How the names of drafts begin.
+const DRAFT: &str = ".parquet-analytics-";
 
 /// A folder of entries, bounded in bytes.
 #[derive(Debug)]
@@ -57,7 +60,13 @@ impl Disk {
 
     /// What is remembered of the object with this URL, unless it is damaged or somebody else has written it.
     pub fn read(&self, url: &str) -> Option<Entry> {
-        let mut file = File::open(self.path(url)).ok()?;
+        // Not what somebody has put there instead of a file.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
+        let opened = File::options()
+            .read(true)
+            .custom_flags(flags.cast_signed())
+            .open(self.path(url));
+        let mut file = opened.ok()?;
         let about = file.metadata().ok()?;
         if about.uid() != rustix::process::geteuid().as_raw() || !about.is_file() || about.len() > LARGEST {
             return None;
@@ -86,10 +95,12 @@ impl Disk {
         let head = json!({"url": url, "etag": entry.etag, "size": entry.size}).to_string();
         let length = u32::try_from(head.len()).map_err(std::io::Error::other)?.to_le_bytes();
         let rest = [length.as_slice(), head.as_bytes(), &entry.bytes].concat();
-        let mut draft = match tempfile::NamedTempFile::new_in(&self.folder) {
+        let mut drafts = tempfile::Builder::new();
+        let draft = drafts.prefix(DRAFT).tempfile_in(&self.folder);
+        let mut draft = match draft {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 create_private(&self.folder)?;
-                tempfile::NamedTempFile::new_in(&self.folder)?
+                drafts.tempfile_in(&self.folder)?
             }
             draft => draft?,
         };
@@ -108,7 +119,7 @@ impl Disk {
             let Ok(about) = file.metadata() else { continue };
             let used = about.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             let ours = file.path().extension().is_some_and(|extension| extension == SUFFIX);
-            let draft = file.file_name().to_string_lossy().starts_with(".tmp");
+            let draft = file.file_name().to_string_lossy().starts_with(DRAFT);
             if ours {
                 entries.push((used, about.len(), file.path()));
             } else if draft && used.elapsed().is_ok_and(|age| age > TOUCH) {

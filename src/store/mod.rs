@@ -143,6 +143,17 @@ pub enum Write {
     Overwrite,
 }
 
+impl Write {
+    /// Whether an object with this ETag, or none, is in the way.
+    pub fn is_refused_by(&self, found: Option<&str>) -> bool {
+        match self {
+            Self::Create => found.is_some(),
+            Self::Replace(etag) => found != Some(etag),
+            Self::Overwrite => false,
+        }
+    }
+}
+
 /// Why an object was not written, as far as can be told.
 #[derive(Debug, Clone)]
 pub struct NotPut {

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{TimeDelta, Utc};
 use parquet::file::metadata::KeyValue;
-use parquet_analytics::archive::manifest::{self, Mark, Rows, Wrote};
+use parquet_analytics::archive::manifest::{self, Manifest, Mark, Rows, Wrote};
 use parquet_analytics::base::error::Error;
 use parquet_analytics::base::keys::{Day, Prefix};
 use parquet_analytics::base::runtime::{Cancel, block_on};
@@ -572,4 +572,49 @@ fn each_request_fails(after: bool, for_good: bool, again: bool) -> u64 {
         }
     }
     requests
+}
+
+/// Where ETags are digests of what is stored, a manifest that is again as it was must not look as if nothing had happened.
+#[test]
+fn no_two_versions_of_a_manifest_are_the_same() {
+    let site = Site::new();
+    let store = &site.writer;
+    let day = date("2026-07-02");
+    let read = || match block_on(
+        &Cancel::new(),
+        store.get(&PREFIX.manifest_key(), Part::All, Precondition::None),
+    ) {
+        Ok(Response::Found(found)) => found.bytes,
+        other => panic!("{other:?}"),
+    };
+    stored(store, day, &sample(1, 5, day));
+    let before = read();
+    stored(store, day, &sample(2, 5, day));
+    assert_ne!(read(), before);
+    let parsed = |bytes: &Bytes| Manifest::parse("manifest", bytes).unwrap();
+    assert_eq!(
+        (parsed(&read()).slots, parsed(&read()).changed),
+        (parsed(&before).slots, parsed(&before).changed)
+    );
+}
+
+/// Somebody's write took effect without an answer, somebody else wrote a new footer over it, and then the first is told that
+/// his was refused.
+#[test]
+fn a_mark_that_is_taken_back_without_knowing_hides_nothing() {
+    let site = Site::new();
+    let store = &site.writer;
+    let day = date("2026-07-02");
+    stored(store, day, &sample(1, 50, day));
+    compacted(store);
+    let mark = |name: &str| block_on(&Cancel::new(), manifest::mark(store, &PREFIX, day, name)).unwrap();
+    let settle = |mark: &Mark, wrote: Wrote| {
+        block_on(&Cancel::new(), manifest::settle(store, &PREFIX, mark, wrote)).unwrap();
+    };
+    let first = mark("first");
+    put(store, &key(day), &file(&sample(2, 50, day), &[]));
+    let second = mark("second");
+    settle(&first, Wrote::Nothing);
+    settle(&second, Wrote::Day(Rows::Same));
+    assert_eq!(changed(store, day), Some(true));
 }

@@ -227,3 +227,25 @@ fn an_index_is_read_as_it_was_written_and_damage_is_named() {
         assert!(Index::parse("an/index", &bytes[..at]).is_err(), "cut after {at} bytes");
     }
 }
+
+#[test]
+fn long_texts_end_row_groups_early_and_nothing_else_changes() {
+    let mut rows = pages(&[3, 70_000, 5]);
+    for (number, row) in rows.iter_mut().enumerate() {
+        if row.project_id == 1 && (100..4_000).contains(&number) {
+            // In order still.
+            row.path = format!("{}{}", row.path, "ä".repeat(1_000));
+        }
+        if row.project_id == 2 {
+            row.version_slug = Some("v".repeat(1_500_000));
+        }
+    }
+    let mut expected = Series::new();
+    add(&mut expected, 0, &rows);
+    let file = written(vec![day_input(0, &rows, 8192)]);
+    assert_eq!(read(&file.sink), expected.into_iter().collect::<Vec<_>>());
+    assert!(file.groups.len() > 3, "{}", file.groups.len());
+    assert!(file.groups.iter().all(|group| group.rows <= (1 << 16) + 4096));
+    let index = index_of(&file);
+    assert_eq!(index.runs().iter().map(|run| run.rows).sum::<u64>(), rows.len() as u64);
+}
