@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from parquet_analytics import ParquetAnalyticsQuerier, SampleData
-from parquet_analytics.exceptions import InvalidInput
+from parquet_analytics.exceptions import CorruptFile, InvalidInput
 
 from tests.archives import Place
 from tests.services import S3
@@ -434,3 +434,41 @@ print("pandas" in sys.modules)
         [sys.executable, "-c", code, json.dumps(given)], capture_output=True, text=True, env=environment
     )
     assert done.stdout == "False\n", done.stderr
+
+
+def test_a_day_that_nobody_can_read_keeps_no_other_month_back(own: Place) -> None:
+    slug = SAMPLE.projects()["slug"][2].as_py()
+    stored_anew(own, LAST, slug, 1_003)
+    own.write(key_of(DAYS[0]), b"PAR1 nothing PAR1")
+    with pytest.raises(CorruptFile, match=str(DAYS[0])):
+        own.exporter(None).compact()
+    changed = manifest(own)["changed"]
+    assert str(LAST) not in changed
+    # As questions say, too.
+    with pytest.raises(CorruptFile, match=str(DAYS[0])):
+        own.querier(months=False).daily_totals(slug, FIRST, LAST)
+
+
+def test_an_erasure_is_told_of_every_file_that_may_hold_rows(own: Place) -> None:
+    project = SAMPLE.projects().slice(6, 1).to_pylist()[0]
+    exporter = own.exporter(None)
+    assert exporter.erased_rows()["months"] == {}
+    exporter.erase_project(project["id"], project["slug"])
+    months = {"2024-01": [project["id"]], "2024-02": [project["id"]], "2024-03": [project["id"]]}
+    assert exporter.erased_rows()["months"] == months
+    folder = "analytics/pageviews/_derived/series/"
+    hint = own.read(f"{folder}2024-02.index")
+    [month] = [month for month in exporter.compact(existing=True) if month["month"] == "2024-02"]
+    assert month["outcome"] == "updated"
+    assert exporter.erased_rows()["months"] == {}
+    # The copy of an index that another compaction wrote last, and what one left behind that was killed.
+    own.write(f"{folder}2024-02.index", hint)
+    assert exporter.erased_rows()["months"] == {"2024-02": [project["id"]]}
+    exporter.compact(existing=True)
+    assert exporter.erased_rows()["months"] == {}
+    left = "2024-02_20240303T000000Z_0123456789ab.parquet"
+    own.write(f"{folder}{left}", b"")
+    own.write(f"{folder}2023-01.index", hint)
+    assert exporter.erased_rows()["months"] == {left: [], "2023-01.index": []}
+    exporter.compact(existing=True)
+    assert exporter.erased_rows()["months"] == {}

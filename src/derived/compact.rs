@@ -2,16 +2,19 @@
 //! days that have changed since, in one pass and within bounds of memory. Whatever it is broken off by, what is stored
 //! stays right: files have names of their own, and the manifest names them once they are there.
 
+mod leftovers;
+mod rows;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use arrow::array::{AsArray, RecordBatch};
+use arrow::array::AsArray;
 use arrow::datatypes::Int32Type;
 use bytes::Bytes;
-use chrono::{DateTime, Datelike, NaiveDateTime, TimeDelta, Utc};
+use chrono::{DateTime, Datelike, Utc};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use parquet::file::metadata::KeyValue;
 
@@ -32,15 +35,16 @@ use crate::scan::plan::Filter;
 use crate::scan::{Options, Scan, Sparse};
 use crate::store::{Part, Precondition, Response, Store, Write};
 
-use super::group;
+pub use leftovers::months_with_erased;
+use leftovers::{NAME_TIME, collect_garbage};
+use rows::SeriesRows;
+
 use super::index::{DayFile, Index};
 use super::merge::{Input, Which, merge};
 use super::series::{self, SeriesWriter};
 
 /// The folder of series files and their indexes, below the one of derived files.
 const FOLDER: &str = "series";
-/// Files that no manifest names are not deleted before this age: somebody may be about to name them.
-const ORPHANS_STAY: TimeDelta = TimeDelta::hours(3);
 /// Days that are asked about at once.
 const AT_ONCE: usize = 32;
 /// How often the manifest is written again, when days are written meanwhile.
@@ -182,51 +186,6 @@ pub fn compact(
         return compact(store, options, since, until, progress, cancel);
     }
     failed.map_or(Ok(done), Err)
-}
-
-/// The months whose file holds rows of erased projects, with their ids; without any what cannot be told of, as of a file that
-/// no manifest names, or names any more.
-///
-/// # Errors
-/// Of the store.
-pub async fn months_with_erased(store: &Store, prefix: &Prefix) -> Result<BTreeMap<String, BTreeSet<i32>>> {
-    let (erased, _) = erased::ids(store, prefix, Duration::ZERO).await?;
-    let mut months: BTreeMap<String, BTreeSet<i32>> = BTreeMap::new();
-    if erased.is_empty() {
-        return Ok(months);
-    }
-    let manifest = manifest::current(store, prefix).await?.manifest;
-    let files = manifest.slots.values().flat_map(|slot| slot.files.values());
-    let mut named: BTreeSet<String> = files.map(|object| prefix.derived_key(&object.key)).collect();
-    for (name, slot) in &manifest.slots {
-        // The copy of an index tells what the index tells.
-        let hint = prefix.derived_key(&index_hint(name));
-        named.insert(hint.clone());
-        let index = slot.files.get(INDEX).map(|object| prefix.derived_key(&object.key));
-        for (key, has_to_be) in index.into_iter().map(|key| (key, true)).chain([(hint, false)]) {
-            let holds = match store.get(&key, Part::All, Precondition::None).await? {
-                Response::Found(found) => Index::parse(&key, &found.bytes).ok().map(|index| index.ids_of(&erased)),
-                _ if has_to_be => None,
-                _ => Some(BTreeSet::new()),
-            };
-            match holds {
-                Some(ids) if ids.is_empty() => {}
-                Some(ids) => months.entry(name.clone()).or_default().extend(ids),
-                None => _ = months.insert(name.clone(), BTreeSet::new()),
-            }
-        }
-    }
-    for key in store
-        .list(&prefix.derived_key(FOLDER), usize::MAX)
-        .await?
-        .unwrap_or_default()
-    {
-        let file = key.rsplit('/').next().unwrap_or(&key);
-        if !named.contains(&key) && (made_at(file).is_some() || file.ends_with(".index")) {
-            months.insert(file.to_owned(), BTreeSet::new());
-        }
-    }
-    Ok(months)
 }
 
 pub(crate) fn month_of(day: Day) -> String {
@@ -795,118 +754,4 @@ pub async fn read_index(store: &Store, prefix: &Prefix, object: &Object) -> Resu
         Response::Found(found) => Ok(Some((Index::parse(&key, &found.bytes)?, found.bytes))),
         Response::NotFound | Response::PreconditionFailed | Response::NotModified => Ok(None),
     }
-}
-
-/// All rows of a series file, fetched a few row groups at a time.
-struct SeriesRows {
-    store: Store,
-    key: String,
-    etag: String,
-    index: Index,
-    cancel: Cancel,
-    /// The next row group.
-    next: usize,
-    /// Row groups whose bytes are here.
-    fetched: (std::ops::Range<usize>, Sparse),
-    current: Option<Batches>,
-}
-
-impl SeriesRows {
-    fn advance(&mut self) -> Result<Option<RecordBatch>> {
-        let columns: Vec<usize> = (0..series::columns().fields().len()).collect();
-        loop {
-            if let Some(batch) = self.current.as_mut().and_then(Iterator::next) {
-                return batch.map(Some);
-            }
-            self.current = None;
-            let Some(group) = self.index.group(self.next) else {
-                return Ok(None);
-            };
-            let rows = group.rows;
-            if !self.fetched.0.contains(&self.next) {
-                self.fetched = self.fetch()?;
-            }
-            group::check(&self.index, self.next, &columns, &self.fetched.1)?;
-            let batches = group::decode(
-                &self.index,
-                self.next,
-                &columns,
-                &self.fetched.1,
-                std::slice::from_ref(&(0..rows)),
-                BATCH_ROWS,
-            )?;
-            self.current = Some(Box::new(batches));
-            self.next += 1;
-        }
-    }
-
-    fn fetch(&self) -> Result<(std::ops::Range<usize>, Sparse)> {
-        let place = |group: usize| {
-            let group = self.index.group(group)?;
-            let length: u64 = group.chunks.iter().map(|chunk| chunk.length).sum();
-            Some(group.start..group.start.saturating_add(length))
-        };
-        let Some(mut range) = place(self.next) else {
-            return Err(Error::internal("no row group is left to fetch"));
-        };
-        let mut end = self.next + 1;
-        while let Some(more) =
-            place(end).filter(|more| more.start == range.end && more.end - range.start <= INPUT_BYTES)
-        {
-            (range.end, end) = (more.end, end + 1);
-        }
-        let (part, condition) = (Part::Range(range.clone()), Precondition::IfMatch(self.etag.clone()));
-        match block_on(&self.cancel, self.store.get(&self.key, part, condition))? {
-            Response::Found(found) => Ok((
-                self.next..end,
-                Sparse::new(range.end, vec![(found.offset, found.bytes)]),
-            )),
-            _ => Err(Error::Store {
-                key: Some(self.key.clone()),
-                message: format!("{} is gone while it was read; compact again", self.key),
-                retryable: true,
-            }),
-        }
-    }
-}
-
-const BATCH_ROWS: usize = 4096;
-
-impl Iterator for SeriesRows {
-    type Item = Result<RecordBatch>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.advance().transpose()
-    }
-}
-
-/// How the time stands in the name of a file.
-const NAME_TIME: &str = "%Y%m%dT%H%M%SZ";
-
-/// When a file was made, by its name.
-fn made_at(key: &str) -> Option<DateTime<Utc>> {
-    let time = key.rsplit('/').next()?.split('_').nth(1)?;
-    Some(NaiveDateTime::parse_from_str(time, NAME_TIME).ok()?.and_utc())
-}
-
-/// Deletes files that nobody has named, and that are of an age at which nobody will.
-fn collect_garbage(store: &Store, prefix: &Prefix, cancel: &Cancel) -> Result<()> {
-    let now = block_on(cancel, manifest::current(store, prefix))?.manifest;
-    let files = now.slots.values().flat_map(|slot| slot.files.values());
-    let named: BTreeSet<&str> = files.map(|object| object.key.as_str()).collect();
-    let folder = prefix.derived_key(FOLDER);
-    let listed = block_on(cancel, store.list(&folder, usize::MAX))?.unwrap_or_default();
-    let root = prefix.derived_key("");
-    for key in listed {
-        let Some(below) = key.strip_prefix(&root) else { continue };
-        let old = made_at(below).is_some_and(|made| Utc::now() - made > ORPHANS_STAY);
-        if old && !named.contains(below) {
-            match block_on(cancel, store.delete(&key)) {
-                Err(Error::Interrupted) => return Err(Error::Interrupted),
-                Err(error) => log::warn!("{error}; it is left over from an earlier compaction"),
-                Ok(()) => {}
-            }
-        }
-    }
-    Ok(())
 }
