@@ -304,7 +304,9 @@ def test_the_policy_is_about_the_bucket_and_the_folders_of_the_settings() -> Non
         "s3:ListBucket": [arn],
         "s3:GetObject": [f"{arn}/*"],
         "s3:PutObject": [f"{arn}/*"],
-        "s3:DeleteObject": [f"{arn}/analytics/pageviews/{folder}/*" for folder in ("project", "org")],
+        "s3:DeleteObject": [
+            f"{arn}/analytics/pageviews/{folder}/*" for folder in ("project", "org", "_derived/series")
+        ],
     }
 
 
