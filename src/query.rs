@@ -222,7 +222,7 @@ impl Querier {
         cancel: &Cancel,
     ) -> Result<Table> {
         let what = format!("{pages:?} {limit_and_offset:?}");
-        self.report(&what, filter, &extent.into(), cancel, |relation, cancel| {
+        self.report(what, filter, &extent.into(), cancel, |relation, cancel| {
             report::top_pages(relation, pages, limit_and_offset, &self.limits, cancel)
         })
     }
@@ -239,7 +239,7 @@ impl Querier {
         let extent = extent.into();
         let Span { since, until } = extent.span;
         let what = format!("days {fill}");
-        self.report(&what, filter, &extent, cancel, |relation, cancel| {
+        self.report(what, filter, &extent, cancel, |relation, cancel| {
             report::daily_totals(relation, (since, until), fill, &self.limits, cancel)
         })
     }
@@ -343,17 +343,21 @@ impl Querier {
     /// A question that is answered without SQL; `what` tells it apart from others about the same rows.
     fn report(
         &self,
-        what: &str,
+        what: String,
         filter: Filter,
         extent: &Extent,
         cancel: &Cancel,
         report: impl Fn(&dyn engine::Relation, &Cancel) -> Result<RecordBatch>,
     ) -> Result<Table> {
         // What rows from elsewhere add up to is not remembered.
-        let question = extent.live.is_empty().then(|| {
-            let (store, prefix) = (self.store.id(), self.prefix.as_str());
-            let (Extent { span, archived, .. }, derived) = (extent, self.options.derived);
-            format!("{store} {prefix} {derived} {what} {span:?} {archived:?} {filter:?}")
+        let question = extent.live.is_empty().then(|| answers::Question {
+            store: self.store.id().to_owned(),
+            prefix: self.prefix.clone(),
+            derived: self.options.derived,
+            report: what,
+            days: (extent.span.since, extent.span.until),
+            archived: extent.archived.clone(),
+            filter: filter.clone(),
         });
         report::within(self.limits.timeout, cancel, |cancel| {
             let reader = Arc::new(Reader::new(
@@ -371,7 +375,7 @@ impl Querier {
                 stats: reader.stats(),
             };
             let (asked, writes) = (Instant::now(), cache::writes());
-            if let Some(known) = question.as_deref().and_then(answers::find) {
+            if let Some(known) = question.as_ref().and_then(answers::find) {
                 let believed = self.options.max_age.min(ANSWER_AGE);
                 if known.confirmed.elapsed() < believed && known.writes == writes {
                     reader.note_remembered(&known.basis);

@@ -339,7 +339,7 @@ impl Scan {
         let unsure = objects.iter().filter(|object| !object.is_confirmed());
         let asked = unsure.map(|object| {
             let (context, object) = (Arc::clone(context), Arc::clone(object));
-            async move { fetch::spawn(async move { object.confirm(&context).await })?.await }
+            async move { runtime::spawn(async move { object.confirm(&context).await })?.await }
         });
         let asked = stream::iter(asked.collect::<Vec<_>>())
             .buffered(context.options.concurrency.max(1))
@@ -374,7 +374,7 @@ impl Scan {
                     let (version, waves) = fetch::load(&context, day, &key, guess, 0).await?;
                     Ok((Arc::new(Object::new(day, key, version)), waves))
                 };
-                fetch::spawn(task)?.await
+                runtime::spawn(task)?.await
             }
         });
         let all = stream::iter(loads)

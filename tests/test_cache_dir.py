@@ -54,7 +54,8 @@ def proxy(s3: S3) -> Iterator[CountingProxy]:
 
 def ask(place: Place, proxy: CountingProxy, folder: Path | None, name: str = "daily_totals") -> dict[str, int]:
     arguments: dict[str, Any] = {"args": [SLUG], **SPAN}
-    settings = {} if folder is None else {"cache_dir": str(folder)}
+    # What others will find is written beside the answer.
+    settings: dict[str, Any] = {} if folder is None else {"cache_dir": str(folder), "linger": 0.3}
     [said] = cold(place, proxy, (name, arguments), **settings)
     return said
 
@@ -125,8 +126,20 @@ def test_nothing_in_the_folder_makes_an_answer_wrong(
         assert ask(months, proxy, folder)["waves"] == 1
 
 
-def test_a_folder_is_kept_within_bounds(days: Place, proxy: CountingProxy, tmp_path: Path) -> None:
+def test_a_folder_is_kept_within_bounds(days: Place, months: Place, proxy: CountingProxy, tmp_path: Path) -> None:
     arguments: dict[str, Any] = {"args": [SLUG], **SPAN}
-    for _ in range(3):
-        cold(days, proxy, ("daily_totals", arguments), cache_dir=str(tmp_path), cache_bytes=30_000)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 200_000
+
+    def used() -> int:
+        return sum(path.stat().st_size for path in tmp_path.iterdir())
+
+    cold(days, proxy, ("daily_totals", arguments), cache_dir=str(tmp_path), linger=0.5)
+    before = used()
+    somebody = tmp_path / "somebody.else"
+    somebody.write_bytes(bytes(1_000))
+    # Whoever writes the first of his looks whether there is too much.
+    cold(months, proxy, ("daily_totals", arguments), cache_dir=str(tmp_path / "apart"), linger=0.5)
+    apart = sum(path.stat().st_size for path in (tmp_path / "apart").iterdir())
+    shutil.rmtree(tmp_path / "apart")
+    cold(months, proxy, ("daily_totals", arguments), cache_dir=str(tmp_path), cache_bytes=before // 4, linger=0.5)
+    assert used() <= before // 4 + apart + 1_000 < before
+    assert somebody.exists()

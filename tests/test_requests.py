@@ -24,7 +24,7 @@ from tests.services import S3
 ROWS, ROW_GROUP = 2_000_000, 10_000
 
 CHILD = """
-import json, sys
+import json, sys, time
 from parquet_analytics import ParquetAnalyticsQuerier
 given = json.loads(sys.argv[1])
 querier = ParquetAnalyticsQuerier(given["url"], storage_options=given["options"], **given.get("settings", {}))
@@ -32,6 +32,7 @@ said = []
 for name, arguments in given["asks"]:
     answer = getattr(querier, name)(*arguments.pop("args", []), **arguments)
     said.append({"rows": answer.num_rows, **querier.stats})
+time.sleep(given["linger"])
 print(json.dumps(said))
 """
 
@@ -119,11 +120,11 @@ def huge(s3: S3, sample: SampleData) -> tuple[Place, int]:
 
 
 def cold(
-    place: Place, proxy: CountingProxy, *asks: tuple[str, dict[str, Any]], **settings: Any
+    place: Place, proxy: CountingProxy, *asks: tuple[str, dict[str, Any]], linger: float = 0, **settings: Any
 ) -> list[dict[str, int]]:
-    """Asks in a process that remembers nothing."""
+    """Asks in a process that remembers nothing, and goes on for a while after its answers."""
     options = place.options() | {"endpoint_url": proxy.endpoint_url}
-    given = json.dumps({"url": place.url, "options": options, "asks": asks, "settings": settings})
+    given = json.dumps({"url": place.url, "options": options, "asks": asks, "settings": settings, "linger": linger})
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", CHILD, given], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

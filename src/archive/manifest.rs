@@ -299,8 +299,6 @@ pub fn forget(store: &Store, prefix: &Prefix) {
 #[derive(Debug, Clone)]
 pub struct Loaded {
     pub known: Known,
-    /// The store said that it is as it was remembered.
-    pub unchanged: bool,
     pub bytes: u64,
 }
 
@@ -332,13 +330,8 @@ pub async fn load(store: &Store, prefix: &Prefix) -> Result<Loaded> {
         (Response::NotModified, Some(known)) => (known.clone(), 0),
         _ => (Known::default(), 0),
     };
-    let unchanged = before.is_some_and(|before| before.etag == known.etag);
     remember(store, prefix, Some(asked), &known);
-    Ok(Loaded {
-        known,
-        unchanged,
-        bytes,
-    })
+    Ok(Loaded { known, bytes })
 }
 
 /// Changes the manifest, whoever else does; `edit` may run several times, and gives `None` when there is nothing to

@@ -2,8 +2,11 @@
 
 use std::future::Future;
 
+use futures::future::{BoxFuture, FutureExt};
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::base::error::{Error, Result};
 use crate::base::process::PerProcess;
@@ -69,4 +72,21 @@ pub fn block_on<T>(cancel: &Cancel, future: impl Future<Output = Result<T>>) -> 
             result = future => result,
         }
     })
+}
+
+/// Runs a future on the runtime as a task of its own, which is stopped when nobody wants its outcome any more.
+pub fn spawn<T: Send + 'static>(
+    future: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<BoxFuture<'static, Result<T>>> {
+    let task = AbortOnDropHandle::new(handle()?.spawn(future));
+    Ok(async move { ended(task.await) }.boxed())
+}
+
+/// What became of a task.
+pub fn ended<T>(task: Result<Result<T>, JoinError>) -> Result<T> {
+    match task {
+        Ok(result) => result,
+        Err(error) if error.is_cancelled() => Err(Error::Interrupted),
+        Err(_) => Err(Error::internal("a task that reads has panicked")),
+    }
 }

@@ -8,19 +8,49 @@ use std::time::Instant;
 use arrow::array::RecordBatch;
 
 use super::reader::Basis;
-use crate::base::keys::Day;
+use crate::base::keys::{Day, Prefix};
 use crate::base::process::PerProcess;
 use crate::scan::Coverage;
+use crate::scan::plan::Filter;
 
 /// Bytes that are kept in memory, and of one answer.
 const CAPACITY: usize = 32 << 20;
 const LARGEST: usize = 1 << 20;
 
+/// What tells a question apart from every other.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Question {
+    pub store: String,
+    pub prefix: Prefix,
+    /// Whether what is derived may answer it.
+    pub derived: bool,
+    /// The report, with its own parameters.
+    pub report: String,
+    pub days: (Day, Day),
+    /// The days of these whose files are read, when not all.
+    pub archived: Option<Vec<Day>>,
+    pub filter: Filter,
+}
+
+impl Question {
+    fn size(&self) -> usize {
+        let Filter {
+            projects,
+            any_project,
+            versions,
+            hidden,
+            ..
+        } = &self.filter;
+        let slugs: usize = projects.iter().flatten().map(|slug| 24 + slug.len()).sum();
+        let ids = any_project.iter().flatten().count() + versions.iter().flatten().count() * 2 + hidden.len();
+        self.store.len() + self.report.len() + slugs + 4 * ids + 4 * self.archived.iter().flatten().count() + 200
+    }
+}
+
 /// An answer, and what it was made of.
 #[derive(Clone)]
 pub struct Answer {
-    /// What tells it apart from every other.
-    pub question: String,
+    pub question: Question,
     pub batch: RecordBatch,
     pub coverage: Option<Coverage>,
     pub basis: Arc<Basis>,
@@ -36,7 +66,7 @@ impl Answer {
         self.batch.get_array_memory_size()
             + self.basis.memory_size()
             + days * size_of::<(Day, Option<u64>)>()
-            + 2 * self.question.len()
+            + 2 * self.question.size()
     }
 }
 
@@ -48,7 +78,7 @@ struct Entry {
 
 #[derive(Default)]
 struct Memory {
-    answers: HashMap<String, Entry>,
+    answers: HashMap<Question, Entry>,
     size: usize,
     clock: u64,
 }
@@ -56,7 +86,7 @@ struct Memory {
 static MEMORY: PerProcess<Mutex<Memory>> = PerProcess::new();
 
 /// What was answered to a question.
-pub fn find(question: &str) -> Option<Answer> {
+pub fn find(question: &Question) -> Option<Answer> {
     let mut memory = MEMORY.lock();
     memory.clock += 1;
     let clock = memory.clock;
@@ -97,7 +127,7 @@ pub fn keep(answer: Answer) {
 }
 
 impl Memory {
-    fn forget(&mut self, question: &str) {
+    fn forget(&mut self, question: &Question) {
         if let Some(entry) = self.answers.remove(question) {
             self.size -= entry.size;
         }

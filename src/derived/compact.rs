@@ -4,6 +4,8 @@
 
 mod leftovers;
 mod rows;
+mod slot;
+mod versions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -14,41 +16,41 @@ use std::time::Duration;
 use arrow::array::AsArray;
 use arrow::datatypes::Int32Type;
 use bytes::Bytes;
-use chrono::{DateTime, Datelike, Utc};
+use chrono::Datelike;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use parquet::file::metadata::KeyValue;
 
 use crate::archive::erase::stored_days;
-use crate::archive::manifest::{self, INDEX, Known, MARKS_HOLD, Manifest, Object, SERIES, Slot};
+use crate::archive::manifest::{self, INDEX, Manifest, Object, SERIES, Slot};
 use crate::archive::merge::without;
-use crate::archive::publish::{LARGEST_FILE, ignored_conditions, publish};
-use crate::base::error::{Error, Result};
+use crate::archive::publish::{LARGEST_FILE, ignored_conditions};
+use crate::base::error::{Error, Kind, Result};
 use crate::base::keys::{Day, Prefix, Scope};
 use crate::base::process::lock;
 use crate::base::runtime::{Cancel, block_on};
 use crate::base::schema::{self, meta};
 use crate::engine::Batches;
 use crate::file::spool::Spool;
-use crate::scan::cache::{self, Lookup};
 use crate::scan::erased::{self, Ids};
 use crate::scan::plan::Filter;
 use crate::scan::{Options, Scan, Sparse};
-use crate::store::{Part, Precondition, Response, Store, Write};
+use crate::store::{Part, Precondition, Response, Store};
 
+use leftovers::collect_garbage;
 pub use leftovers::months_with_erased;
-use leftovers::{NAME_TIME, collect_garbage};
 use rows::SeriesRows;
+use versions::{Version, recorded, version};
 
 use super::index::{DayFile, Index};
 use super::merge::{Input, Which, merge};
-use super::series::{self, SeriesWriter};
+use super::series::{self, SeriesWriter, Written};
 
 /// The folder of series files and their indexes, below the one of derived files.
 const FOLDER: &str = "series";
 /// Days that are asked about at once.
 const AT_ONCE: usize = 32;
-/// How often the manifest is written again, when days are written meanwhile.
-const ROUNDS: u32 = 16;
+/// After so many months that may be done later, the others are left for then too.
+const OUTAGES: u32 = 3;
 /// Bytes of an input that are held in memory: there may be 32 of them.
 const INPUT_BYTES: u64 = 4 << 20;
 
@@ -144,7 +146,7 @@ pub fn compact(
         months.retain(|name, _| before.manifest.slots.contains_key(name));
     }
     let (ids, _) = block_on(cancel, erased::ids(store, prefix, Duration::ZERO))?;
-    let (mut done, mut failed) = (Vec::new(), None);
+    let (mut done, mut failed, mut outages) = (Vec::new(), None, 0);
     progress.of.store(months.len() as u64, Ordering::Relaxed);
     for (number, (name, days)) in months.into_iter().enumerate() {
         progress.months.store(number as u64, Ordering::Relaxed);
@@ -176,7 +178,12 @@ pub fn compact(
             // One that cannot be done keeps no other from it.
             Err(error) => {
                 log::warn!("{}: {error}", month.name);
+                outages += u32::from(error.kind() == Kind::Retry);
                 failed.get_or_insert(error);
+                // But a store that is away is not asked about each.
+                if outages == OUTAGES {
+                    break;
+                }
             }
         }
     }
@@ -229,6 +236,9 @@ struct Made {
     outcome: Outcome,
 }
 
+/// A file, the versions of the days that were read for it, and the projects whose rows were left out.
+type WrittenDays = (Written<Spool>, BTreeMap<Day, DayFile>, Vec<i32>);
+
 impl Month<'_> {
     /// Makes the month's file of what is there of it and of what has changed, or `anew` of all its days.
     fn bring_up_to_date(&self, days: &[Day], anew: bool) -> Result<Compacted> {
@@ -274,11 +284,48 @@ impl Month<'_> {
         let from = usable.filter(|_| changed.len() < days.len());
         let read = if from.is_some() { changed } else { days.to_vec() };
         let kept: BTreeSet<Day> = days.iter().copied().filter(|day| !read.contains(day)).collect();
+        let (written, of_days, dropped) = self.write(from, &kept, &read, (first, last))?;
+        let rows = written.runs.iter().map(|run| run.rows).sum();
+        let made = Made {
+            first,
+            files: day_files(&of_days),
+            days_read: read.len() as u64,
+            outcome: if from.is_some() {
+                Outcome::Updated
+            } else {
+                Outcome::Created
+            },
+        };
+        if written.bytes > LARGEST_FILE {
+            log::warn!(
+                "{}: its series file would have {} bytes, and at most {LARGEST_FILE} go up; questions read its days",
+                self.name,
+                written.bytes
+            );
+            self.remove()?;
+            return Ok(self.compacted(Outcome::TooLarge, &made.files, made.days_read, rows, written.bytes));
+        }
+        let key = self.new_key();
+        let index = Index::new(key.clone(), first, made.files.clone(), written.runs, written.groups).without(dropped);
+        let bytes = written.bytes;
+        let series = self.put(&key, written.sink.into_bytes()?)?;
+        self.commit(before, &made, last, series, &index)?;
+        Ok(self.compacted(made.outcome, &made.files, made.days_read, rows, bytes))
+    }
+
+    /// Adds up the days that are `kept` of an older file and those that are read.
+    fn write(
+        &self,
+        from: Option<&Old>,
+        kept: &BTreeSet<Day>,
+        read: &[Day],
+        (first, last): (Day, Day),
+    ) -> Result<WrittenDays> {
         let dropped = Arc::new(Mutex::new(BTreeSet::new()));
         let mut inputs = Vec::new();
         if let Some(old) = from {
             lock(&dropped).extend(old.index.without.iter().copied());
-            inputs.push(self.of_series(old, &kept, first, &dropped));
+            inputs.push(self.of_series(old, kept, first, &dropped));
         }
         let scans: Vec<(Day, Scan)> = read.iter().map(|day| (*day, self.scan(*day))).collect();
         for (day, scan) in &scans {
@@ -301,40 +348,15 @@ impl Month<'_> {
                 Some((_, Some((etag, rows)))) => _ = of_days.insert(*day, DayFile { etag, rows }),
                 _ => {
                     return Err(Error::Store {
-                        key: Some(prefix.key(&Scope::Day, *day)),
+                        key: Some(self.options.prefix.key(&Scope::Day, *day)),
                         message: format!("the file of {day} went away while it was compacted; do it again"),
                         retryable: true,
                     });
                 }
             }
         }
-        let rows = written.runs.iter().map(|run| run.rows).sum();
-        let made = Made {
-            first,
-            files: day_files(&of_days),
-            days_read: read.len() as u64,
-            outcome: if from.is_some() {
-                Outcome::Updated
-            } else {
-                Outcome::Created
-            },
-        };
-        if written.bytes > LARGEST_FILE {
-            log::warn!(
-                "{}: its series file would have {} bytes, and at most {LARGEST_FILE} go up; questions read its days",
-                self.name,
-                written.bytes
-            );
-            self.remove()?;
-            return Ok(self.compacted(Outcome::TooLarge, &made.files, made.days_read, rows, written.bytes));
-        }
-        let key = self.new_key();
-        let index = Index::new(key.clone(), first, made.files.clone(), written.runs, written.groups)
-            .without(lock(&dropped).iter().copied().collect());
-        let bytes = written.bytes;
-        let series = self.put(&key, written.sink.into_bytes()?)?;
-        self.commit(before, &made, last, series, &index)?;
-        Ok(self.compacted(made.outcome, &made.files, made.days_read, rows, bytes))
+        let dropped = lock(&dropped).iter().copied().collect();
+        Ok((written, of_days, dropped))
     }
 
     fn compacted(
@@ -437,11 +459,7 @@ impl Month<'_> {
             schema::FULL_PATH,
             schema::VIEW_COUNT,
         ];
-        let all = schema::pageviews();
-        let projection = columns
-            .iter()
-            .map(|name| all.index_of(name).map_err(|error| Error::internal(error.to_string())))
-            .collect::<Result<Vec<_>>>()?;
+        let projection = columns.into_iter().map(schema::column).collect::<Result<Vec<_>>>()?;
         Ok(Input {
             name: self.options.prefix.key(&Scope::Day, day),
             batches: self.left(scan.batches(&projection)?, dropped),
@@ -486,261 +504,12 @@ impl Month<'_> {
             Ok(left)
         }))
     }
-
-    /// A name that no other file has had, with the time in it.
-    fn new_key(&self) -> String {
-        let run = uuid::Uuid::new_v4().simple().to_string();
-        let now = Utc::now().format(NAME_TIME);
-        format!("{FOLDER}/{}_{now}_{}.parquet", self.name, &run[..12])
-    }
-
-    fn put(&self, key: &str, bytes: Bytes) -> Result<Object> {
-        let length = bytes.len() as u64;
-        let run_id = uuid::Uuid::new_v4().to_string();
-        let whole = self.options.prefix.derived_key(key);
-        let etag = block_on(
-            self.cancel,
-            publish(self.store, &whole, bytes, Write::Create, &run_id, &[]),
-        )
-        .map_err(derived_unknown)?;
-        Ok(Object {
-            key: key.to_owned(),
-            etag,
-            bytes: length,
-        })
-    }
-
-    /// All days have the rows that they had: what is marked is taken back, and new versions are noted.
-    fn confirm(&self, before: Known, old: &Old, files: Vec<Option<DayFile>>) -> Result<Compacted> {
-        let rows = old.index.runs().iter().map(|run| run.rows).sum();
-        let same = files == old.index.days;
-        let settled = before
-            .manifest
-            .changed
-            .range(old.slot.first..=old.slot.last)
-            .next()
-            .is_none();
-        let made = Made {
-            first: old.index.first,
-            files,
-            days_read: 0,
-            outcome: Outcome::Unchanged,
-        };
-        if !(same && settled) {
-            let mut index = old.index.clone();
-            index.days.clone_from(&made.files);
-            self.commit(before, &made, old.slot.last, old.series.clone(), &index)?;
-        } else {
-            // Of two compactions the one that ended first may have written it last.
-            let hint = self.options.prefix.derived_key(&index_hint(&self.name));
-            let bytes = Bytes::from(old.index.to_bytes()?);
-            let there = block_on(self.cancel, self.store.get(&hint, Part::All, Precondition::None))?;
-            if !matches!(there, Response::Found(found) if found.bytes == bytes) {
-                self.put_hint(bytes);
-            }
-        }
-        Ok(self.compacted(Outcome::Unchanged, &made.files, 0, rows, old.series.bytes))
-    }
-
-    /// Puts the index in its place, and names the files in the manifest.
-    fn commit(&self, mut before: Known, made: &Made, last: Day, series: Object, index: &Index) -> Result<()> {
-        let (store, prefix) = (self.store, &self.options.prefix);
-        let key = self.new_key().replace(".parquet", ".index");
-        let bytes = Bytes::from(index.to_bytes()?);
-        let index = self.put(&key, bytes.clone())?;
-        let files = BTreeMap::from([(SERIES.to_owned(), series), (INDEX.to_owned(), index)]);
-        let slot = Slot::new(made.first, last, files);
-        let mut stale = BTreeSet::new();
-        for _ in 0..ROUNDS {
-            let mut manifest = Manifest::clone(&before.manifest);
-            manifest.slots.insert(self.name.clone(), slot.clone());
-            settle(&mut manifest, &slot, &stale, Utc::now());
-            match block_on(self.cancel, manifest::put(store, prefix, &before, manifest)) {
-                Ok(()) => {
-                    self.drop_superseded(&before.manifest, &slot);
-                    self.put_hint(bytes);
-                    return Ok(());
-                }
-                Err(Error::Conflict { .. }) => {}
-                Err(error) => return Err(error),
-            }
-            // Whoever erased a project meanwhile may not look at this month again.
-            if block_on(self.cancel, erased::ids(store, prefix, Duration::ZERO))?.0 != *self.erased {
-                return Err(Error::Store {
-                    key: Some(prefix.erased_key()),
-                    message: format!(
-                        "{}: a project was erased while it was compacted; do it again",
-                        self.name
-                    ),
-                    retryable: true,
-                });
-            }
-            // Somebody has marked or settled a day meanwhile. Marks that are there are left alone; what was settled before
-            // this manifest was read shows in the day's version.
-            before = block_on(self.cancel, manifest::current(store, prefix))?;
-            let days: Vec<(Day, Option<DayFile>)> = Day::range(made.first, last).zip(made.files.clone()).collect();
-            stale = block_on(self.cancel, others(store, prefix, days))?;
-        }
-        Err(Error::Store {
-            key: Some(prefix.manifest_key()),
-            message: format!(
-                "{}: days were written {ROUNDS} times while it was compacted; do it again",
-                self.name
-            ),
-            retryable: true,
-        })
-    }
-
-    /// Puts a copy of the index where it is found without a manifest.
-    fn put_hint(&self, bytes: Bytes) {
-        let hint = self.options.prefix.derived_key(&index_hint(&self.name));
-        if let Err(error) = block_on(self.cancel, self.store.put(&hint, bytes, Write::Overwrite, &[])) {
-            log::warn!(
-                "{}: {error}; first questions of a process take one request longer",
-                self.name
-            );
-        }
-    }
-
-    /// Deletes the files that the slot had before. Whoever is about to read them finds that out, and plans anew.
-    fn drop_superseded(&self, before: &Manifest, slot: &Slot) {
-        let named: Vec<&str> = slot.files.values().map(|object| object.key.as_str()).collect();
-        let old = before
-            .slots
-            .get(&self.name)
-            .into_iter()
-            .flat_map(|old| old.files.values());
-        for object in old.filter(|object| !named.contains(&object.key.as_str())) {
-            let key = self.options.prefix.derived_key(&object.key);
-            if let Err(error) = block_on(self.cancel, self.store.delete(&key)) {
-                log::warn!("{}: {error}; it is deleted later", self.name);
-            }
-        }
-    }
-
-    /// None of its days has a file, or none of them is to be derived from.
-    fn remove(&self) -> Result<Compacted> {
-        // What is remembered may be from before the slot was made.
-        manifest::forget(self.store, &self.options.prefix);
-        let hint = self.options.prefix.derived_key(&index_hint(&self.name));
-        block_on(self.cancel, self.store.delete(&hint))?;
-        let removed = manifest::change(self.store, &self.options.prefix, |manifest| {
-            let slot = manifest.slots.remove(&self.name)?;
-            for day in Day::range(slot.first, slot.last) {
-                // Without a slot only those who are about to write are kept.
-                if manifest.changed.get_mut(&day).is_some_and(|change| {
-                    change.stale = false;
-                    change.writers.is_empty()
-                }) {
-                    manifest.changed.remove(&day);
-                }
-            }
-            Some(())
-        });
-        let outcome = match block_on(self.cancel, removed)? {
-            Some(()) => Outcome::Removed,
-            None => Outcome::Unchanged,
-        };
-        Ok(self.compacted(outcome, &[], 0, 0, 0))
-    }
 }
 
 type Dropped = Arc<Mutex<BTreeSet<i32>>>;
 
-/// Takes back the marks of the days of a slot that was made of their present versions, but for those that are `stale` by
-/// now, and of writers that are about to write.
-fn settle(manifest: &mut Manifest, slot: &Slot, stale: &BTreeSet<Day>, now: DateTime<Utc>) {
-    for day in Day::range(slot.first, slot.last) {
-        let change = manifest.changed.entry(day).or_default();
-        change.writers.retain(|_, since| now - *since < MARKS_HOLD);
-        change.stale = stale.contains(&day);
-        if change.writers.is_empty() && !change.stale {
-            manifest.changed.remove(&day);
-        }
-    }
-}
-
-/// What is said of a derived file when it is not known whether it was written: it has a name of its own, so nothing is lost.
-fn derived_unknown(error: Error) -> Error {
-    match error {
-        Error::CommitStateUnknown { key, message, .. } => Error::Store {
-            key: Some(key),
-            message,
-            retryable: true,
-        },
-        error => error,
-    }
-}
-
 fn offset(first: Day, day: Day) -> u16 {
     u16::try_from(day.to_date32() - first.to_date32()).unwrap_or(u16::MAX)
-}
-
-/// The days of an index that have a file.
-fn recorded(index: &Index) -> impl Iterator<Item = (Day, DayFile)> {
-    let last = index.first.plus_days((index.days.len() as u64).saturating_sub(1));
-    let days = Day::range(index.first, last).zip(&index.days);
-    days.filter_map(|(day, file)| Some((day, file.clone()?)))
-}
-
-/// A day's file beside the version that is known of it.
-enum Version {
-    /// It has its rows; the version that it is now.
-    Same(DayFile),
-    Other,
-}
-
-async fn version(store: &Store, prefix: &Prefix, day: Day, known: Option<&DayFile>) -> Result<Option<Version>> {
-    let key = prefix.key(&Scope::Day, day);
-    let condition = match known {
-        Some(known) => Precondition::IfNoneMatch(known.etag.clone()),
-        None => Precondition::None,
-    };
-    let answer = store.get(&key, Part::Tail(1), condition).await?;
-    let Some(known) = known else {
-        return Ok(matches!(answer, Response::Found(_)).then_some(Version::Other));
-    };
-    match answer {
-        Response::NotModified => return Ok(Some(Version::Same(known.clone()))),
-        Response::NotFound => return Ok(None),
-        Response::Found(_) | Response::PreconditionFailed => {}
-    }
-    let guess = cache::tail_guess(store, AT_ONCE);
-    let Lookup::Present(footer) = cache::load(store, &key, Duration::ZERO, guess).await?.lookup else {
-        return Ok(None);
-    };
-    let pairs = footer.metadata().file_metadata().key_value_metadata();
-    let same = pairs.into_iter().flatten().find(|pair| pair.key == meta::SAME_ROWS_AS);
-    let same = same.and_then(|pair| pair.value.as_deref()).unwrap_or_default();
-    Ok(Some(match same.split(' ').any(|etag| etag == known.etag) {
-        true => Version::Same(DayFile {
-            etag: footer.etag.clone(),
-            rows: footer.rows(),
-        }),
-        false => Version::Other,
-    }))
-}
-
-/// The days whose files are other versions than these.
-async fn others(store: &Store, prefix: &Prefix, days: Vec<(Day, Option<DayFile>)>) -> Result<BTreeSet<Day>> {
-    stream::iter(days)
-        .map(|(day, file)| async move {
-            let key = prefix.key(&Scope::Day, day);
-            let condition = match &file {
-                Some(file) => Precondition::IfNoneMatch(file.etag.clone()),
-                None => Precondition::None,
-            };
-            let same = match store.get(&key, Part::Tail(1), condition).await? {
-                Response::NotModified => true,
-                Response::NotFound => file.is_none(),
-                Response::Found(_) | Response::PreconditionFailed => false,
-            };
-            Ok((day, same))
-        })
-        .buffered(AT_ONCE)
-        .try_filter_map(|(day, same)| async move { Ok((!same).then_some(day)) })
-        .try_collect()
-        .await
 }
 
 /// An index that a manifest names, and its bytes; `None` when it is not there.

@@ -2,8 +2,10 @@
 //! are what the days hold, and from the days' own files elsewhere. Manifest and indexes once seen, however old, do for a
 //! plan: the manifest is asked about in the same round trip as the data, and a file that a manifest names never changes.
 
+mod basis;
 mod indexes;
 mod pieces;
+mod planned;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -12,33 +14,28 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
-use futures::future::{BoxFuture, FutureExt, join_all};
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::future::{BoxFuture, join_all};
 
-use crate::archive::manifest::{self, INDEX, Known, Object, SERIES};
+use crate::archive::manifest::{self, Object};
 use crate::base::error::{Error, Result};
-use crate::base::keys::{Day, Prefix, Scope};
+use crate::base::keys::{Day, Prefix};
 use crate::base::process::lock;
 use crate::base::runtime::{self, Cancel};
 use crate::base::schema;
 use crate::engine::{Opened, Relation, Unit};
-use crate::scan::cache::{self, Lookup};
-use crate::scan::erased::{self, Ids};
+use crate::scan::erased;
 use crate::scan::plan::Filter;
-use crate::scan::{Coverage, DayVersion, Options, Scan, Stats};
-use crate::store::{Part, Precondition, Response, Store};
+use crate::scan::{Coverage, Options, Scan, Stats};
+use crate::store::Store;
 
-use indexes::{on_disk, remember_index, remembered_index};
+pub use basis::Basis;
 use pieces::{Fetched, Passing, Pieces, Wanted, allowed, fetch, passing, unit};
+use planned::{Plan, Source};
 
-use super::compact::{index_hint, month_of, read_index};
 use super::group;
-use super::index::Index;
 
 /// How often a plan that was overtaken is made anew, before the days' own files are read.
 const REPLANS: u32 = 4;
-/// Indexes that are asked for by a guess of their names, in the wave in which the manifest is read first.
-const GUESSES: usize = 40;
 
 /// Rows of some days, added up. Its batches have the columns asked for, `view_count` as int64; a row stands for one or more
 /// rows of page views that are alike in these columns.
@@ -54,27 +51,6 @@ pub struct Reader {
     /// Nothing derived is read any more.
     days_alone: AtomicBool,
     counters: Arc<Counters>,
-}
-
-/// Of what an answer was made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Basis {
-    /// Series files, with the days that they answer for.
-    derived: Vec<(Object, Vec<Day>)>,
-    /// The versions of the other days' files.
-    days: Vec<(Day, Option<String>)>,
-    /// Projects that were not shown, in order.
-    hidden: Vec<i32>,
-}
-
-impl Basis {
-    pub fn memory_size(&self) -> usize {
-        let derived = self
-            .derived
-            .iter()
-            .map(|(object, days)| object.key.len() + object.etag.len() + 8 * days.len() + 100);
-        derived.sum::<usize>() + self.days.len() * 100 + self.hidden.len() * 4
-    }
 }
 
 /// What the last opening has read.
@@ -108,23 +84,6 @@ struct Counters {
 
 fn add(counter: &AtomicU64, number: u64) {
     counter.fetch_add(number, Ordering::Relaxed);
-}
-
-/// Which series files answer for which days.
-struct Plan {
-    /// The manifest and the list of erased projects were read for this question.
-    fresh: bool,
-    erased: Ids,
-    slots: Vec<Source>,
-    /// The days whose own files are read.
-    rest: Vec<Day>,
-}
-
-/// A series file, and the days that it answers for.
-struct Source {
-    object: Object,
-    index: Arc<Index>,
-    days: Vec<Day>,
 }
 
 impl Reader {
@@ -195,83 +154,12 @@ impl Reader {
         Ok(Some(days))
     }
 
-    /// Of what the answer was made, once it was.
-    pub fn basis(&self) -> Result<Basis> {
-        let (scan, derived, hidden) = {
-            let used = lock(&self.used);
-            (used.scan.clone(), used.files.clone(), used.hidden.clone())
-        };
-        let versions = scan
-            .as_ref()
-            .map(|scan| scan.versions())
-            .transpose()?
-            .unwrap_or_default();
-        let version = |(day, version): DayVersion| (day, version.map(|(etag, _)| etag));
-        let hidden = hidden.or(scan.map(|scan| scan.hidden()));
-        Ok(Basis {
-            derived,
-            days: versions.into_iter().map(version).collect(),
-            hidden: self.hidden(&hidden.unwrap_or_default()),
-        })
-    }
-
     /// Projects that are not shown, when these are erased.
     fn hidden(&self, erased: &[i32]) -> Vec<i32> {
         let mut hidden: Vec<i32> = self.filter.hidden.iter().chain(erased).copied().collect();
         hidden.sort_unstable();
         hidden.dedup();
         hidden
-    }
-
-    /// Asks the store, in one wave and without data, whether an answer that was made of this would be made of it again.
-    ///
-    /// # Errors
-    /// When it is stopped. What the store refuses is told by whoever reads anew.
-    pub fn holds(&self, basis: &Basis) -> Result<bool> {
-        add(&self.counters.waves, 1);
-        let manifest = async {
-            if basis.derived.is_empty() {
-                return None;
-            }
-            self.ask_manifest().await.map(|known| known.manifest)
-        };
-        let guess = cache::tail_guess(&self.store, basis.days.len());
-        let days = stream::iter(basis.days.clone())
-            .map(|(day, etag)| self.is_still(day, etag, guess))
-            .buffered(self.options.concurrency.max(1))
-            .try_fold(true, |all, same| async move { Ok(all && same) });
-        let asked = async { Ok(futures::join!(manifest, self.ask_erased(), days)) };
-        let (manifest, erased, days) = runtime::block_on(&self.cancel, asked)?;
-        let answers = |(object, days): &(Object, Vec<Day>)| {
-            let manifest = manifest.as_ref();
-            manifest.is_some_and(|manifest| days.iter().all(|day| manifest.series_of(*day) == Some(object)))
-        };
-        let holds = matches!(days, Ok(true))
-            && erased.is_ok_and(|erased| self.hidden(&erased) == basis.hidden)
-            && basis.derived.iter().all(answers);
-        if holds {
-            self.note_remembered(basis);
-        }
-        Ok(holds)
-    }
-
-    /// Counts an answer that is given again.
-    pub fn note_remembered(&self, basis: &Basis) {
-        add(&self.counters.answers_remembered, 1);
-        let derived = basis.derived.iter().map(|(_, days)| days.len()).sum::<usize>();
-        add(&self.counters.days_derived, derived as u64);
-    }
-
-    async fn is_still(&self, day: Day, etag: Option<String>, guess: u64) -> Result<bool> {
-        let key = self.prefix.key(&Scope::Day, day);
-        let loaded = cache::load(&self.store, &key, Duration::ZERO, guess).await?;
-        add(&self.counters.footer_requests, loaded.requests.into());
-        add(&self.counters.bytes, loaded.bytes);
-        Ok(match (&loaded.lookup, etag) {
-            (Lookup::Present(footer), Some(etag)) => footer.etag == etag,
-            (Lookup::Absent, None) => true,
-            _ => false,
-        })
     }
 
     /// Whether an error is one of derived files.
@@ -315,7 +203,7 @@ impl Reader {
             return self.open_days(projection);
         }
         let (store, prefix) = (self.store.clone(), self.prefix.clone());
-        let again = spawn(async move { manifest::load(&store, &prefix).await.map(drop) })?;
+        let again = runtime::spawn(async move { manifest::load(&store, &prefix).await.map(drop) })?;
         let units = self.open_days(projection);
         add(&self.counters.manifest_requests, 1);
         // The days are right whatever it says.
@@ -323,145 +211,6 @@ impl Reader {
             log::debug!("{error}");
         }
         units
-    }
-
-    /// Plans with what is remembered, and asks for what is not; `None` when nothing derived can be used.
-    async fn plan(&self) -> Result<Option<Plan>> {
-        let remembered = manifest::peek(&self.store, &self.prefix).map(|(_, known)| known);
-        let remembered = remembered.filter(|known| !known.manifest.slots.is_empty());
-        let (known, erased, fresh) = match remembered {
-            // Most archives have no list of erased projects; it is asked for with the data.
-            Some(known) => (
-                known,
-                erased::peek(&self.store, &self.prefix).unwrap_or_default(),
-                false,
-            ),
-            None => {
-                add(&self.counters.waves, 1);
-                let guess = self.guess_indexes();
-                let (known, erased, ()) = futures::join!(self.ask_manifest(), self.ask_erased(), guess);
-                // Whoever reads the days says better what is wrong.
-                let (Some(known), Ok(erased)) = (known, erased) else {
-                    return Ok(None);
-                };
-                (known, erased, true)
-            }
-        };
-        let mut by_slot: BTreeMap<&str, Vec<Day>> = BTreeMap::new();
-        let mut rest = Vec::new();
-        for day in &self.days {
-            match known.manifest.slot_of(*day) {
-                Some(name) => by_slot.entry(name).or_default().push(*day),
-                None => rest.push(*day),
-            }
-        }
-        let found = self.indexes(&known, by_slot.keys().copied()).await;
-        if !fresh && found.iter().any(Option::is_none) {
-            // What is remembered may name files that others have replaced since.
-            add(&self.counters.waves, 1);
-            let now = self.ask_manifest().await;
-            if now.is_some_and(|now| now.etag != known.etag) {
-                return Box::pin(self.plan()).await;
-            }
-        }
-        let mut slots = Vec::new();
-        for ((name, days), found) in by_slot.into_iter().zip(found) {
-            let usable = found.filter(|(object, index)| {
-                object.key == index.key && index.without.iter().all(|id| erased.binary_search(id).is_ok())
-            });
-            match usable {
-                Some((object, index)) => slots.push(Source { object, index, days }),
-                None => {
-                    log::debug!("{name}: its series file cannot be used");
-                    rest.extend(days);
-                }
-            }
-        }
-        Ok((!slots.is_empty()).then_some(Plan {
-            fresh,
-            erased,
-            slots,
-            rest,
-        }))
-    }
-
-    /// The series file of each slot with its index; `None` for one that cannot be had.
-    async fn indexes(&self, known: &Known, names: impl Iterator<Item = &str>) -> Vec<Option<(Object, Arc<Index>)>> {
-        let waited = AtomicU64::new(0);
-        let slots = names.map(|name| known.manifest.slots.get(name));
-        let found = slots.map(|slot| {
-            let waited = &waited;
-            async move {
-                let (series, object) = slot.and_then(|slot| slot.files.get(SERIES).zip(slot.files.get(INDEX)))?;
-                let name = self.prefix.derived_key(&series.key);
-                // Whichever index of the file: they differ in the versions of days alone.
-                if let Some(index) = remembered_index(&self.store, &name) {
-                    return Some((series.clone(), index));
-                }
-                waited.store(1, Ordering::Relaxed);
-                add(&self.counters.index_requests, 1);
-                match read_index(&self.store, &self.prefix, object).await {
-                    Ok(found) => {
-                        let (index, bytes) = found?;
-                        add(&self.counters.bytes, bytes.len() as u64);
-                        let index = Arc::new(index);
-                        self.store
-                            .remember(&on_disk(&name), &object.etag, bytes.len() as u64, &bytes);
-                        remember_index(&self.store, name, &index);
-                        Some((series.clone(), index))
-                    }
-                    Err(error) => {
-                        instead(&error);
-                        None
-                    }
-                }
-            }
-        });
-        let found = join_all(found).await;
-        add(&self.counters.waves, waited.into_inner());
-        found
-    }
-
-    /// Asks for indexes by the names that they have if there are any, so that they come with the manifest. What fails here
-    /// is asked for again by its right name.
-    async fn guess_indexes(&self) {
-        let mut names: Vec<String> = self.days.iter().rev().map(|day| month_of(*day)).collect();
-        names.dedup();
-        names.truncate(GUESSES);
-        let asked = names.iter().map(|name| async move {
-            let key = self.prefix.derived_key(&index_hint(name));
-            add(&self.counters.index_requests, 1);
-            if let Ok(Response::Found(found)) = self.store.get(&key, Part::All, Precondition::None).await {
-                add(&self.counters.bytes, found.bytes.len() as u64);
-                if let Ok(index) = Index::parse(&key, &found.bytes) {
-                    let name = self.prefix.derived_key(&index.key);
-                    self.store
-                        .remember(&on_disk(&name), &found.etag, found.size, &found.bytes);
-                    remember_index(&self.store, name, &Arc::new(index));
-                }
-            }
-        });
-        join_all(asked).await;
-    }
-
-    /// The manifest; one that cannot be read is as none: the days are what counts.
-    async fn ask_manifest(&self) -> Option<Known> {
-        add(&self.counters.manifest_requests, 1);
-        match manifest::load(&self.store, &self.prefix).await {
-            Ok(loaded) => {
-                add(&self.counters.bytes, loaded.bytes);
-                Some(loaded.known)
-            }
-            Err(error) => {
-                instead(&error);
-                None
-            }
-        }
-    }
-
-    async fn ask_erased(&self) -> Result<Ids> {
-        add(&self.counters.erasure_requests, 1);
-        Ok(erased::ids(&self.store, &self.prefix, Duration::ZERO).await?.0)
     }
 
     /// Begins to read by a plan.
@@ -488,12 +237,12 @@ impl Reader {
             budget = budget.saturating_sub(part.size);
             fits
         });
-        let fetched = ahead.map(|part| spawn(fetch(Arc::clone(part))));
+        let fetched = ahead.map(|part| runtime::spawn(fetch(Arc::clone(part))));
         let fetched: Vec<BoxFuture<'static, Result<Fetched>>> = fetched.collect::<Result<_>>()?;
         let asked = {
             let (store, prefix) = (self.store.clone(), self.prefix.clone());
             let fresh = plan.fresh;
-            spawn(async move {
+            runtime::spawn(async move {
                 if fresh {
                     return Ok(None);
                 }
@@ -692,13 +441,9 @@ impl Relation for Reader {
     fn open_in_order(&self, projection: &[usize]) -> Result<Opened> {
         let mut opened = self.begin_any(projection)?;
         // Full paths are not what series files are in order of.
-        let names = projection
-            .iter()
-            .filter_map(|column| schema::pageviews().fields().get(*column).cloned());
-        if names.map(|field| field.name().clone()).next().as_deref() != Some(schema::PATH) {
-            opened
-                .rest
-                .extend(std::mem::take(&mut opened.ordered).into_iter().flatten());
+        if projection.first() != Some(&schema::column(schema::PATH)?) {
+            let ordered = std::mem::take(&mut opened.ordered);
+            opened.rest.extend(ordered.into_iter().flatten());
         }
         Ok(opened)
     }
@@ -718,18 +463,4 @@ fn instead(error: &Error) {
     if !matches!(error.inner(), Error::Interrupted) {
         log::warn!("{error}; the days' own files are read instead");
     }
-}
-
-fn spawn<T: Send + 'static>(
-    future: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<BoxFuture<'static, Result<T>>> {
-    let task = tokio_util::task::AbortOnDropHandle::new(runtime::handle()?.spawn(future));
-    let joined = async move {
-        match task.await {
-            Ok(result) => result,
-            Err(error) if error.is_cancelled() => Err(Error::Interrupted),
-            Err(_) => Err(Error::internal("a task that reads has panicked")),
-        }
-    };
-    Ok(joined.boxed())
 }

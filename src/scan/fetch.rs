@@ -3,7 +3,6 @@
 //! of its rows was handed out yet, it is planned anew; otherwise the scan fails rather than mix versions. An object of
 //! which nothing is read is asked whether it is that version still.
 
-use std::future::Future;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
@@ -186,22 +185,6 @@ async fn permit(context: &Context) -> Result<tokio::sync::SemaphorePermit<'_>> {
         .map_err(|_| Error::internal("the limit of requests is closed"))
 }
 
-/// Runs a future on the runtime; what comes back waits for it.
-pub(super) fn spawn<T: Send + 'static>(
-    future: impl Future<Output = Result<T>> + Send + 'static,
-) -> Result<BoxFuture<'static, Result<T>>> {
-    let task = runtime::handle()?.spawn(future);
-    Ok(joined(task).boxed())
-}
-
-async fn joined<T>(task: tokio::task::JoinHandle<Result<T>>) -> Result<T> {
-    match task.await {
-        Ok(result) => result,
-        Err(error) if error.is_cancelled() => Err(Error::Interrupted),
-        Err(_) => Err(Error::internal("a task that reads has panicked")),
-    }
-}
-
 /// The bytes of a part, all of one version.
 pub(super) struct Data {
     pub version: Arc<Version>,
@@ -273,7 +256,7 @@ impl Part {
             }))
         });
         let abort = task.abort_handle();
-        let pending = joined(task).boxed().shared();
+        let pending = async move { runtime::ended(task.await) }.boxed().shared();
         *slot = Some((pending.clone(), abort));
         Ok(pending)
     }

@@ -14,7 +14,7 @@ use crate::base::schema;
 use crate::file::footer::{Footer, GroupPlan, rows};
 
 /// Which rows of a file a question is about; a row has to pass every part that is given.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Filter {
     /// Slugs, compared byte by byte; an empty list selects nothing.
     pub projects: Option<Vec<String>>,

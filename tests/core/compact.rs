@@ -114,7 +114,7 @@ fn random_filter(random: &mut ChaCha8Rng) -> Filter {
     }
 }
 
-fn passes(filter: &Filter, erased: &BTreeSet<i32>, row: &Row) -> bool {
+pub fn passes(filter: &Filter, erased: &BTreeSet<i32>, row: &Row) -> bool {
     filter
         .projects
         .as_ref()
@@ -325,10 +325,20 @@ impl World {
         let about = format!("step {step}: {since} to {until}, {filter:?}");
         let table = if self.random.random_bool(0.6) {
             let pages = [Pages::Path, Pages::PathAndVersion, Pages::FullPath][self.random.random_range(0..3)];
+            let some = !often && self.random.random();
+            let (limit, offset) = match some {
+                true => (self.random.random_range(0..6), self.random.random_range(0..6)),
+                false => (usize::MAX, 0),
+            };
             let table = querier
-                .top_pages(filter.clone(), span, (usize::MAX, 0), pages, &Cancel::new())
+                .top_pages(filter.clone(), span, (limit, offset), pages, &Cancel::new())
                 .unwrap();
-            assert_eq!(answer_of_pages(&table, pages), pages_of(rows(), pages), "{about}");
+            let expected: Vec<_> = pages_of(rows(), pages).into_iter().skip(offset).take(limit).collect();
+            assert_eq!(
+                answer_of_pages(&table, pages),
+                expected,
+                "{about}, {limit} from {offset}"
+            );
             table
         } else {
             let table = querier

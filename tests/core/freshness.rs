@@ -3,14 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use bytes::Bytes;
-use parquet_analytics::base::keys::{Day, Prefix};
+use parquet_analytics::base::keys::Day;
 use parquet_analytics::base::runtime::{Cancel, block_on};
 use parquet_analytics::scan::Options;
 use parquet_analytics::scan::plan::Filter;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::compact::{list_erased, passes};
 use crate::files::{date, key, put, store};
 use crate::scan::{rows, sample, scan, small_pages};
 use crate::support::Row;
@@ -22,7 +22,6 @@ fn questions_are_answered_by_what_is_stored_whatever_happened_since_the_last() {
     const SLUGS: [&str; 5] = ["docs", "a", "日本", "nobody", "Zeta"];
     let mut random = ChaCha8Rng::seed_from_u64(11);
     let store = store();
-    let prefix = Prefix::default();
     let days: Vec<Day> = Day::range(date("2026-06-28"), date("2026-07-01")).collect();
     let mut stored: BTreeMap<Day, Vec<Row>> = BTreeMap::new();
     let mut erased: BTreeSet<i32> = BTreeSet::new();
@@ -43,12 +42,7 @@ fn questions_are_answered_by_what_is_stored_whatever_happened_since_the_last() {
                 if !erased.remove(&id) {
                     erased.insert(id);
                 }
-                let projects: Vec<String> = erased
-                    .iter()
-                    .map(|id| format!(r#"{{"project_id":{id},"slug":"x","erased_at":"2026-01-01T00:00:00Z"}}"#))
-                    .collect();
-                let list = format!(r#"{{"format":1,"projects":[{}]}}"#, projects.join(","));
-                put(&store, &prefix.erased_key(), &Bytes::from(list));
+                list_erased(&store, &erased);
             }
             _ => {
                 let filter = Filter {
@@ -59,18 +53,7 @@ fn questions_are_answered_by_what_is_stored_whatever_happened_since_the_last() {
                     statuses: random.random_bool(0.5).then(|| vec![200]),
                     ..Filter::default()
                 };
-                let passes = |row: &&Row| {
-                    filter
-                        .projects
-                        .as_ref()
-                        .is_none_or(|slugs| slugs.contains(&row.project_slug))
-                        && filter.project_id.is_none_or(|id| id == row.project_id)
-                        && filter
-                            .statuses
-                            .as_ref()
-                            .is_none_or(|statuses| statuses.contains(&row.status))
-                        && !erased.contains(&row.project_id)
-                };
+                let passes = |row: &&Row| passes(&filter, &erased, row);
                 let options = Options {
                     max_age: Duration::ZERO,
                     // Whether small files are answered from what came with their footers.
